@@ -1,0 +1,66 @@
+# Every verb a developer or CI needs. `make` alone lists them.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help run check test format bench-gateway bench-vision train constraints clean
+
+help: ## List the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+run: .venv/.local ## Start the whole stack here, send a first picture, serve until Ctrl-C
+	@exec $(BIN)/visiongate up
+
+check: .venv/.dev ## Lint, types and import rules: the fast ones
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: check ## Everything: check, then unit, contract, parity, integration and end-to-end tests
+	$(BIN)/pytest
+
+format: .venv/.dev ## Bring the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench-gateway: .venv/.dev ## Pictures a second through HTTP over ONNX Runtime alone
+	$(BIN)/python -m bench.gateway
+
+bench-vision: .venv-export/.export ## Letterbox and NMS over Ultralytics' own
+	.venv-export/bin/python -m bench.vision
+
+train: .venv-export/.export ## Train the sample detector from its seed (half an hour on two cores)
+	.venv-export/bin/python -m export_pipeline.sample.train
+
+constraints: .venv/.uv ## Pin today's versions of everything again
+	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --no-emit-index-url \
+		--python-version 3.11 --extra dev pyproject.toml -o constraints.txt
+	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --no-emit-index-url \
+		--python-version 3.11 --extra export pyproject.toml -o constraints-export.txt
+
+clean: ## Remove what the verbs above have made
+	rm -rf .venv .venv-export .run .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+.venv/.uv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	@touch $@
+
+.venv/.local: .venv/.uv pyproject.toml constraints.txt
+	@echo "Installing the gateway with its local extras into .venv …"
+	$(PIP) --editable '.[local]'
+	@touch $@
+
+.venv/.dev: .venv/.uv pyproject.toml constraints.txt
+	@echo "Installing what the tests need into .venv …"
+	$(PIP) --editable '.[dev]'
+	@touch $@ .venv/.local
+
+.venv-export/.export: .venv/.uv pyproject.toml constraints-export.txt
+	@echo "Installing torch and Ultralytics into .venv-export (about 5 GB) …"
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-export
+	$(BIN)/uv pip install --quiet --python .venv-export/bin/python \
+		--constraint constraints-export.txt --editable '.[export]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""The ports' real forms: one file for each thing outside this process."""

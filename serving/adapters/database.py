@@ -1,0 +1,150 @@
+"""Connections to the SQL database: timeouts, tables made at first use, one translation of its errors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+
+from serving.adapters.tables import Table
+from serving.errors import BackendUnavailable, OperatorError
+
+CONNECT_TIMEOUT_SECONDS = 2.0
+COMMAND_TIMEOUT_SECONDS = 5.0
+POOL_TIMEOUT_SECONDS = 2.0
+PREPARE_TIMEOUT_SECONDS = 20.0
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+_SCHEMA_LOCK = 0x76697369  # any number that only we use for a PostgreSQL advisory lock
+
+log = logging.getLogger(__name__)
+
+
+class Database:
+    """Connections to one database, whose tables are made at first use, whoever else starts just then."""
+
+    def __init__(self, url: str) -> None:
+        """Raises OperatorError, without quoting a password, for a URL that names no database of ours."""
+        self.url = parse_database_url(url)
+        self._engine = _engine(self.url)
+        self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._prepared = False
+        self._preparing = asyncio.Lock()
+        self._trouble: tuple[type[Exception], ...] = (
+            *_driver_errors(self.url),
+            DBAPIError,
+            PoolTimeoutError,
+            OSError,
+            TimeoutError,
+        )
+
+    async def prepare(self) -> None:
+        """Make what tables are missing. Raises BackendUnavailable, and is tried again at the next use."""
+        async with self._preparing:
+            if not self._prepared:
+                with self.errors():
+                    async with asyncio.timeout(PREPARE_TIMEOUT_SECONDS):
+                        await self._make_tables()
+                self._prepared = True
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """A session for single statements that only read: one round trip each. Raises BackendUnavailable."""
+        await self.prepare()
+        with self.errors():
+            async with AsyncSession(self._reading, expire_on_commit=False) as session:
+                yield session
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncSession]:
+        """One transaction, committed at the end of the block. Raises BackendUnavailable."""
+        await self.prepare()
+        with self.errors():
+            async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+                yield session
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """The one place where a driver's exceptions become ours."""
+        try:
+            yield
+        except self._trouble as exc:
+            log.warning("database failed", extra={"facts": {"error": type(exc).__name__, "why": str(exc)}})
+            raise BackendUnavailable("The database does not answer.") from exc
+
+    async def _make_tables(self) -> None:
+        if self.url.get_backend_name() == "sqlite":
+            await self._prepare_sqlite_file()
+        async with self._engine.begin() as connection:
+            await _lock_schema(connection)
+            await connection.run_sync(Table.metadata.create_all)
+
+    async def _prepare_sqlite_file(self) -> None:
+        await asyncio.to_thread(Path(str(self.url.database)).parent.mkdir, parents=True, exist_ok=True)
+        # The journal mode stays with the file, so it is set once and not per connection.
+        async with self._reading.connect() as connection:
+            await connection.execute(text("PRAGMA journal_mode=WAL"))
+
+
+def parse_database_url(url: str) -> URL:
+    """`sqlite:///file`, `postgresql://…`, with or without our driver's name. Raises OperatorError."""
+    try:
+        parsed = make_url(url)
+        driver = _DRIVERS[parsed.drivername]
+    except (ArgumentError, KeyError, ValueError):
+        raise OperatorError("The database URL starts with sqlite:/// or postgresql://.") from None
+    if driver.startswith("sqlite") and parsed.database in (None, "", ":memory:"):
+        raise OperatorError("The SQLite URL names no file, so every key would be lost with the process.")
+    return parsed.set(drivername=driver)
+
+
+def _engine(url: URL) -> AsyncEngine:
+    common: dict[str, Any] = {"pool_timeout": POOL_TIMEOUT_SECONDS, "hide_parameters": True}
+    try:
+        if url.get_backend_name() == "sqlite":
+            engine = create_async_engine(url, connect_args={"timeout": COMMAND_TIMEOUT_SECONDS}, **common)
+            event.listen(engine.sync_engine, "connect", _enforce_foreign_keys)
+            return engine
+        timeouts = {"timeout": CONNECT_TIMEOUT_SECONDS, "command_timeout": COMMAND_TIMEOUT_SECONDS}
+        return create_async_engine(url, connect_args=timeouts, pool_pre_ping=True, **common)
+    except (ModuleNotFoundError, NoSuchModuleError) as exc:
+        raise OperatorError("PostgreSQL needs its driver: install visiongate[postgresql].") from exc
+
+
+def _enforce_foreign_keys(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA foreign_keys=ON").close()
+
+
+def _driver_errors(url: URL) -> tuple[type[Exception], ...]:
+    # SQLAlchemy translates what a statement raises, but not what asyncpg raises while it connects.
+    if url.get_backend_name() != "postgresql":
+        return ()
+    import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - no types; optional, for this database alone
+
+    return (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
+async def _lock_schema(connection: AsyncConnection) -> None:
+    """Let one process at a time look for missing tables, until its transaction ends."""
+    if connection.dialect.name == "sqlite":
+        await connection.execute(text("BEGIN IMMEDIATE"))
+    else:
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _SCHEMA_LOCK})

@@ -1,0 +1,1 @@
+"""The edge: HTTP in, one call of the pipeline, HTTP out."""

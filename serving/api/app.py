@@ -1,0 +1,76 @@
+"""The ASGI application: routers, one error handler, the middleware."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from serving.api.context import context_of
+from serving.api.middleware import RequestMiddleware
+from serving.api.problems import problem_response
+from serving.errors import InternalError, InvalidRequest, MethodNotAllowed, RouteNotFound, VisiongateError
+from serving.metrics import Metrics
+
+
+def build_app(
+    routers: list[APIRouter],
+    *,
+    metrics: Metrics,
+    max_requests_in_flight: int,
+    on_shutdown: Callable[[], Awaitable[None]],
+) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await on_shutdown()
+
+    app = FastAPI(
+        title="visiongate",
+        summary="Pictures in, boxes out.",
+        version=version("visiongate"),
+        lifespan=lifespan,
+    )
+    for router in routers:
+        app.include_router(router)
+    for foreign in (VisiongateError, RequestValidationError, HTTPException):
+        app.add_exception_handler(foreign, _answer_error)
+    app.add_middleware(
+        RequestMiddleware,
+        router=app.router,
+        metrics=metrics,
+        max_requests_in_flight=max_requests_in_flight,
+    )
+    _document_bearer_keys(app)
+    return app
+
+
+async def _answer_error(request: Request, exc: Exception) -> Response:
+    context = context_of(request)
+    error = _translate(exc)
+    context.code = error.code
+    return problem_response(error, request_id=context.request_id, instance=request.url.path)
+
+
+def _translate(exc: Exception) -> VisiongateError:
+    match exc:
+        case VisiongateError():
+            return exc
+        case RequestValidationError():
+            return InvalidRequest("The path or query is not what this route takes.")
+        case HTTPException(status_code=404):
+            return RouteNotFound()
+        case HTTPException(status_code=405):
+            return MethodNotAllowed()
+        case _:
+            return InternalError()
+
+
+def _document_bearer_keys(app: FastAPI) -> None:
+    schema = app.openapi()
+    schema.setdefault("components", {})["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}

@@ -1,0 +1,71 @@
+"""Reading a request body within its bounds: bytes per request, bytes per replica, seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.types import Message
+
+from serving.budget import Budget
+from serving.errors import DeadlineExceeded, Overloaded, PayloadTooLarge
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    max_bytes: int
+    timeout_seconds: float
+
+
+@asynccontextmanager
+async def held_body(request: Request, limits: BodyLimits, held_bytes: Budget) -> AsyncIterator[bytes]:
+    """The whole body, counted against the replica's budget for as long as the block runs.
+
+    Raises PayloadTooLarge while reading (at once where Content-Length admits it), DeadlineExceeded for a
+    client that dawdles, Overloaded where the replica holds too many bodies, ClientDisconnect.
+    """
+    if _declared_length(request) > limits.max_bytes:
+        raise PayloadTooLarge(limits.max_bytes)
+    taken_bytes = 0
+
+    async def read() -> bytes:
+        nonlocal taken_bytes
+        chunks: list[bytes] = []
+        async for chunk in request.stream():
+            if taken_bytes + len(chunk) > limits.max_bytes:
+                raise PayloadTooLarge(limits.max_bytes)
+            if not held_bytes.try_take(len(chunk)):
+                raise Overloaded
+            taken_bytes += len(chunk)
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    try:
+        yield await _within(limits.timeout_seconds, read())
+    finally:
+        held_bytes.give_back(taken_bytes)
+
+
+async def _within(timeout_seconds: float, reading: Coroutine[None, None, bytes]) -> bytes:
+    try:
+        return await asyncio.wait_for(reading, timeout_seconds)
+    except TimeoutError as exc:
+        raise DeadlineExceeded("Receiving the request body") from exc
+
+
+def replayed(request: Request, body: bytes) -> Request:
+    """The same request with its body already read, for a parser that wants to read it itself."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    # Without "app" in the scope, Starlette raises its parser's own error instead of an HTTP answer.
+    return Request({key: value for key, value in request.scope.items() if key != "app"}, receive)
+
+
+def _declared_length(request: Request) -> int:
+    text = request.headers.get("content-length", "0")
+    return int(text) if text.isascii() and text.isdigit() else 0

@@ -1,0 +1,134 @@
+"""`/v1` and the probes: what a bearer key reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from serving.api import schemas
+from serving.api.answers import inference_response, model_description
+from serving.api.body import BodyLimits, held_body
+from serving.api.context import RequestContext, context_of
+from serving.api.request_forms import read_inference_request
+from serving.budget import Budget
+from serving.domain.inference import InferenceAnswer
+from serving.domain.tenant import Principal
+from serving.errors import Unauthenticated
+from serving.pipeline import Gateway
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": what, "model": schemas.Problem}
+    for status, what in {
+        401: "unauthenticated, key_expired, key_revoked",
+        403: "forbidden",
+        404: "model_not_found",
+        413: "payload_too_large",
+        415: "unsupported_media_type",
+        422: "invalid_request, image_undecodable, image_too_large",
+        429: "rate_limited, quota_exceeded",
+        500: "internal",
+        503: "overloaded, backend_unavailable",
+        504: "timeout",
+    }.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlane:
+    gateway: Gateway
+    body_limits: BodyLimits
+    held_bytes: Budget
+    request_timeout_seconds: float
+    readiness: Callable[[], Awaitable[dict[str, bool]]]
+
+
+def data_plane_router(plane: DataPlane) -> APIRouter:
+    router = APIRouter()
+    infer_docs: dict[str, Any] = {
+        "response_model": schemas.InferenceResult | schemas.InferenceResults,
+        "responses": _ERRORS,
+        "openapi_extra": {
+            "requestBody": schemas.INFERENCE_REQUEST_BODY,
+            "parameters": schemas.INFERENCE_QUERY_PARAMETERS,
+            "security": [{"bearer": []}],
+        },
+        "tags": ["inference"],
+    }
+
+    @router.post("/v1/infer", summary="Detect objects in one or more pictures", **infer_docs)
+    async def infer(request: Request) -> Response:
+        return await _infer(plane, request, deployment_id=None)
+
+    @router.post("/v1/infer/{deployment_id}", summary="The same, on the endpoint in the path", **infer_docs)
+    async def infer_on(request: Request, deployment_id: str) -> Response:
+        return await _infer(plane, request, deployment_id=deployment_id)
+
+    @router.get(
+        "/v1/models",
+        summary="Models that this key may use",
+        response_model=schemas.ModelList,
+        responses={401: _ERRORS[401]},
+        openapi_extra={"security": [{"bearer": []}]},
+        tags=["models"],
+    )
+    async def models(request: Request) -> Response:
+        principal = await _authenticate(plane, request)
+        return _json({"models": [model_description(model) for model in plane.gateway.models(principal)]})
+
+    @router.get("/healthz", summary="The process is up", response_model=schemas.Health, tags=["probes"])
+    async def healthz() -> Response:
+        return _json({"status": "ok"})
+
+    @router.get("/readyz", summary="It can serve", response_model=schemas.Readiness, tags=["probes"])
+    async def readyz() -> Response:
+        checks = await plane.readiness()
+        ready = all(checks.values())
+        return _json({"ready": ready, "checks": checks}, status=200 if ready else 503)
+
+    return router
+
+
+async def _infer(plane: DataPlane, request: Request, *, deployment_id: str | None) -> Response:
+    context = context_of(request)
+    deadline = context.started + plane.request_timeout_seconds
+    principal = await _authenticate(plane, request)
+    body_begin = context.elapsed_seconds
+    async with held_body(request, plane.body_limits, plane.held_bytes) as body:
+        context.stage_seconds["body"] = context.elapsed_seconds - body_begin
+        asked = await read_inference_request(
+            request, body, request_id=context.request_id, deployment_id=deployment_id, deadline=deadline
+        )
+        answer = await plane.gateway.infer(principal, asked)
+    context.facts.update(
+        model=answer.contract.name, model_version=answer.model_version, pictures=len(answer.pictures)
+    )
+    _note_stages(context, answer)
+    return inference_response(answer, context, single=asked.single)
+
+
+async def _authenticate(plane: DataPlane, request: Request) -> Principal:
+    context = context_of(request)
+    scheme, _, api_key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not api_key:
+        raise Unauthenticated
+    with context.stage("auth"):
+        principal = await plane.gateway.authenticate(api_key.strip())
+    context.facts.update(key_id=principal.key_id, user=principal.user, tier=principal.tier.name)
+    return principal
+
+
+def _note_stages(context: RequestContext, answer: InferenceAnswer) -> None:
+    """A list of pictures is timed by its slowest picture in each stage: they ran side by side."""
+    for stage in ("decode", "preprocess", "queue", "inference", "postprocess"):
+        context.stage_seconds[stage] = max(
+            (getattr(picture.seconds, stage) for picture in answer.answered), default=0.0
+        )
+
+
+def _json(body: dict[str, Any], *, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status_code=status, media_type="application/json")

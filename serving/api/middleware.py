@@ -1,0 +1,119 @@
+"""Around every request: a bound on how many at a time, an id, timings, a log line, and no stack trace."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.api.context import RequestContext, attach
+from serving.api.problems import problem_response
+from serving.errors import InternalError, Overloaded, VisiongateError
+from serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+CLIENT_LEFT = 499  # nginx's number for a client that closed the connection; never sent
+PROBES = frozenset({"/healthz", "/readyz"})
+
+
+class RequestMiddleware:
+    def __init__(
+        self, app: ASGIApp, *, router: Router, metrics: Metrics, max_requests_in_flight: int
+    ) -> None:
+        self._app = app
+        self._router = router
+        self._metrics = metrics
+        self._max_requests_in_flight = max_requests_in_flight
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = attach(scope)
+        answer = _Answer(context, send)
+        self._in_flight += 1
+        self._metrics.requests_in_flight.set(self._in_flight)
+        try:
+            await self._answer(scope, receive, answer)
+        finally:
+            self._in_flight -= 1
+            self._metrics.requests_in_flight.set(self._in_flight)
+            self._record(scope, context, answer.status)
+
+    async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        try:
+            self._refuse_a_crowd(scope["path"])
+            await self._app(scope, receive, answer.send)
+        except ClientDisconnect:
+            answer.context.code = "client_left"
+        except Exception as exc:
+            error = exc if isinstance(exc, VisiongateError) else InternalError()
+            if error is not exc:
+                logger.exception("unhandled", extra={"facts": {"request_id": answer.context.request_id}})
+            if answer.status != CLIENT_LEFT:
+                raise  # half an answer is out: closing the connection is all that is left
+            answer.context.code = error.code
+            response = problem_response(error, request_id=answer.context.request_id, instance=scope["path"])
+            await response(scope, receive, answer.send)
+
+    def _refuse_a_crowd(self, path: str) -> None:
+        # Probes get through: a busy replica is not a dead one.
+        if self._in_flight > self._max_requests_in_flight and path not in PROBES:
+            raise Overloaded
+
+    def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
+        route = self._route_template(scope)
+        self._metrics.requests.labels(_method(scope), route, str(status), context.code).inc()
+        self._metrics.request_seconds.labels(route).observe(context.elapsed_seconds)
+        for stage, seconds in context.stage_seconds.items():
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
+        logger.log(
+            logging.DEBUG if route in PROBES else logging.INFO,
+            "request",
+            extra={
+                "facts": {
+                    "request_id": context.request_id,
+                    "method": _method(scope),
+                    "route": route,
+                    "status": status,
+                    "code": context.code,
+                    "seconds": round(context.elapsed_seconds, 6),
+                    "stage_seconds": {k: round(v, 6) for k, v in context.stage_seconds.items()},
+                    **context.facts,
+                }
+            },
+        )
+
+    def _route_template(self, scope: Scope) -> str:
+        """The path as the router knows it: a closed set, whatever paths scanners try."""
+        for route in self._router.routes:
+            if route.matches(scope)[0] is not Match.NONE:
+                return str(getattr(route, "path", "unmatched"))
+        return "unmatched"
+
+
+class _Answer:
+    """Notes the status and adds the headers that every answer carries."""
+
+    def __init__(self, context: RequestContext, send: Send) -> None:
+        self.context = context
+        self.status = CLIENT_LEFT
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.context.request_id
+            headers["Server-Timing"] = self.context.server_timing()
+        await self._send(message)
+
+
+def _method(scope: Scope) -> str:
+    method = scope["method"]
+    return method if method in {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"} else "other"

@@ -1,0 +1,175 @@
+"""What the API takes and gives, as types: validated on the way in, documented on the way out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+ClassSelector = Annotated[str, StringConstraints(min_length=1, max_length=200)] | Annotated[int, Field(ge=0)]
+
+
+class InferenceOptions(BaseModel):
+    """The options that every body form takes. Text from a query or a form field is read as what it spells."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
+        default=None, description="Deployment id or name; may be left out where the key is allowed on one."
+    )
+    confidence_threshold: Unit | None = Field(default=None, description="Keep boxes with more confidence.")
+    iou_threshold: Unit | None = Field(default=None, description="NMS drops boxes that overlap more.")
+    max_detections: Annotated[int, Field(ge=1, le=1000)] | None = None
+    classes: Annotated[tuple[ClassSelector, ...], Field(max_length=1000)] | None = Field(
+        default=None, description="Names or ids to keep."
+    )
+
+
+class InferenceBody(InferenceOptions):
+    """The JSON form: base64 pictures, with or without a `data:` prefix."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    image: str | None = None
+    images: Annotated[list[str], Field(min_length=1)] | None = None
+    # JSON has no tuple: strict mode would refuse its list.
+    classes: Annotated[tuple[ClassSelector, ...], Field(max_length=1000, strict=False)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> InferenceBody:
+        if (self.image is None) == (self.images is None):
+            raise ValueError("send either 'image' or 'images'")
+        return self
+
+
+class Prediction(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    class_name: str = Field(alias="class")
+    class_id: int
+    confidence: float
+    bbox: tuple[float, float, float, float] = Field(
+        description="x_min, y_min, x_max, y_max in pixels of the picture as sent, EXIF orientation applied"
+    )
+
+
+class PictureSize(BaseModel):
+    width: int
+    height: int
+
+
+class TimingsMs(BaseModel):
+    decode: float
+    preprocess: float
+    queue: float
+    inference: float
+    postprocess: float
+
+
+class PictureResult(BaseModel):
+    predictions: list[Prediction]
+    image: PictureSize
+    timings_ms: TimingsMs
+
+
+class InferenceResult(PictureResult):
+    """The answer to one picture."""
+
+    latency_ms: float
+    model: str
+    model_version: str
+    request_id: str
+
+
+class PictureError(BaseModel):
+    code: str
+    detail: str
+
+
+class PictureFailure(BaseModel):
+    error: PictureError
+
+
+class InferenceResults(BaseModel):
+    """The answer to `images`: one entry a picture, in the order they were sent."""
+
+    results: list[PictureResult | PictureFailure]
+    latency_ms: float
+    model: str
+    model_version: str | None
+    request_id: str
+
+
+class ModelDescription(BaseModel):
+    id: str
+    name: str
+    task: str
+    framework: str
+    version: str
+    input_size: PictureSize
+    classes: list[str]
+    defaults: dict[str, float | int]
+    contract: str = Field(description="SHA-256 of metadata.json, answered as X-Model-Contract")
+
+
+class ModelList(BaseModel):
+    models: list[ModelDescription]
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    ready: bool
+    checks: dict[str, bool]
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+
+
+PICTURE_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp")
+
+_OPTION_PROPERTIES: dict[str, Any] = InferenceOptions.model_json_schema()["properties"]
+
+INFERENCE_REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": InferenceBody.model_json_schema()},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {
+                    **_OPTION_PROPERTIES,
+                    "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                },
+            }
+        },
+        **{
+            media_type: {"schema": {"type": "string", "format": "binary"}}
+            for media_type in PICTURE_MEDIA_TYPES
+        },
+    },
+}
+
+INFERENCE_QUERY_PARAMETERS: list[dict[str, Any]] = [
+    {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "schema": schema,
+        "description": "For a raw picture body only.",
+    }
+    for name, schema in _OPTION_PROPERTIES.items()
+]

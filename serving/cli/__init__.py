@@ -1,0 +1,30 @@
+"""`visiongate`: the command. Each file here is one of its verbs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from serving.cli import infer, keys, models, up
+from serving.cli.console import errors
+from serving.errors import VisiongateError
+
+app = typer.Typer(
+    help="A gateway for vision inference on Ray Serve and NVIDIA Triton.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("infer")(infer.infer)
+app.command("models")(models.models)
+app.add_typer(keys.app, name="keys")
+
+
+def main() -> None:
+    try:
+        app()
+    except VisiongateError as error:
+        errors.print(f"[bold red]error:[/] {error.detail}", highlight=False)
+        sys.exit(2)

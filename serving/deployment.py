@@ -1,0 +1,122 @@
+"""Ray Serve: places, heals and scales gateway processes. The only file that imports ray.
+
+Ray steers, it does not carry: HAProxy hands a connection to a replica, and from there on pictures and
+tensors go straight to Triton, never through a deployment handle.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp
+
+from serving.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from ray.serve import Application, Deployment
+
+APP_NAME = "visiongate"
+CLIENT_IDLE_TIMEOUT_SECONDS = 60
+DRAIN_TIMEOUT_SECONDS = 5
+LOOPBACK = "127.0.0.1"
+
+
+def ray_environment(settings: Settings, scratch: Path) -> Mapping[str, str]:
+    """What Ray reads from the environment, and only before its first import."""
+    haproxy = scratch / "haproxy"
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if settings.haproxy else "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        # HAProxy's files and ports are per machine by default: two stacks would take each other's.
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.haproxy_metrics_port),
+        # Without `timeout http-request`, this is also how long a client may dawdle over its headers.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_IDLE_TIMEOUT_SECONDS),
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(DRAIN_TIMEOUT_SECONDS),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(settings.replica_port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(settings.replica_port + 100),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def start_ray(settings: Settings, scratch: Path) -> str:
+    """Start a Ray head here, or join `ray_address`. Returns the dashboard's URL."""
+    import ray
+
+    if settings.ray_address:
+        context = ray.init(address=settings.ray_address, log_to_driver=False, configure_logging=False)
+    else:
+        context = ray.init(
+            num_cpus=os.cpu_count(),
+            include_dashboard=True,
+            dashboard_host=LOOPBACK,
+            dashboard_port=settings.dashboard_port,
+            _node_ip_address=LOOPBACK,
+            _temp_dir=str(scratch / "ray"),
+            object_store_memory=100 * 1024 * 1024,  # nothing of weight ever goes through it
+            log_to_driver=False,
+            configure_logging=False,
+        )
+    return f"http://{context.dashboard_url}"
+
+
+def serve_gateway(settings: Settings) -> None:
+    """Deploy the gateway and wait until its replicas run."""
+    from ray import serve
+
+    serve.start(
+        proxy_location="EveryNode",
+        http_options={
+            "host": settings.host,
+            "port": settings.port,
+            "keep_alive_timeout_s": CLIENT_IDLE_TIMEOUT_SECONDS,
+        },
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
+    serve.run(_application(settings), name=APP_NAME, route_prefix="/")
+
+
+def stop_ray() -> None:
+    import ray
+    from ray import serve
+
+    if ray.is_initialized():
+        serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it without annotations
+        ray.shutdown()
+
+
+class GatewayReplica:
+    """One gateway process. Everything it needs is built inside it: clients cannot be pickled into it."""
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        from serving.wiring import build
+
+        return build(load_settings())
+
+
+def _application(settings: Settings) -> Application:
+    from ray import serve
+
+    gateway: Deployment = serve.deployment(
+        name="Gateway",
+        num_replicas=settings.gateway_replicas,
+        # Our middleware bounds what is in flight, and answers in our own words; Ray's bound is a backstop.
+        max_ongoing_requests=2 * settings.max_requests_in_flight,
+        max_queued_requests=settings.max_requests_in_flight,
+        graceful_shutdown_timeout_s=DRAIN_TIMEOUT_SECONDS,
+        ray_actor_options={"num_cpus": 0.1},
+    )(serve.ingress()(GatewayReplica))
+    return gateway.bind()

@@ -1,0 +1,157 @@
+"""One model's lane: encoded pictures in, detections out, sharing letterbox batches and Triton calls.
+
+::
+
+    detect ─► decode (thread) ─► Batcher ─► letterbox (thread) ─► backend ─► heads + NMS (thread) ─► detect
+    detect ─► decode (thread) ──┘    one batch: whatever had gathered          └─► detect
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.budget import Budget
+from serving.domain.contract import ModelContract
+from serving.domain.detections import Detections
+from serving.domain.geometry import Size
+from serving.domain.inference import PictureAnswer, StageSeconds
+from serving.domain.options import DetectionOptions
+from serving.errors import DeadlineExceeded
+from serving.metrics import Metrics
+from serving.ports import Clock, InferenceBackend
+from serving.vision.batcher import Batcher
+from serving.vision.decode import decode_rgb
+from serving.vision.header import read_header
+from serving.vision.letterbox import letterbox_batch
+from serving.vision.postprocess import detect as detect_objects
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorLimits:
+    """Bounds of one lane; sizes in pictures, pixels in width times height."""
+
+    max_batch_size: int
+    max_batches_in_flight: int
+    max_queued_pictures: int
+    max_picture_pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    rgb: NDArray[np.uint8]
+    options: DetectionOptions
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchShare:
+    """What one picture gets out of its batch; the seconds are the batch's."""
+
+    detections: Detections
+    size: Size
+    preprocess_seconds: float
+    inference_seconds: float
+    postprocess_seconds: float
+    model_version: str
+
+
+class Detector:
+    def __init__(
+        self,
+        contract: ModelContract,
+        *,
+        backend: InferenceBackend,
+        limits: DetectorLimits,
+        decoded_pixels: Budget,
+        threads: Executor,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._contract = contract
+        self._backend = backend
+        self._limits = limits
+        self._decoded_pixels = decoded_pixels
+        self._threads = threads
+        self._clock = clock
+        self._metrics = metrics
+        self._batcher: Batcher[_Decoded, _BatchShare] = Batcher(
+            self._run_batch,
+            max_batch_size=limits.max_batch_size,
+            max_batches_in_flight=limits.max_batches_in_flight,
+            max_queue_size=limits.max_queued_pictures,
+            clock=clock,
+        )
+
+    async def detect(self, data: bytes, options: DetectionOptions, *, deadline: float) -> PictureAnswer:
+        """Raises PictureUndecodable, PictureTooLarge, UnsupportedMediaType and what the backend raises."""
+        pixels = read_header(data).pixels_within(self._limits.max_picture_pixels)
+        try:
+            async with asyncio.timeout(deadline - self._clock.monotonic()), self._decoded_pixels.hold(pixels):
+                started = self._clock.monotonic()
+                rgb = await self._in_thread(decode_rgb, data, max_pixels=self._limits.max_picture_pixels)
+                decode_seconds = self._clock.monotonic() - started
+                batched = await self._batcher.submit(_Decoded(rgb, options, deadline), deadline=deadline)
+        except TimeoutError as exc:
+            raise DeadlineExceeded from exc
+        share = batched.result
+        seconds = StageSeconds(
+            decode=decode_seconds,
+            preprocess=share.preprocess_seconds,
+            queue=batched.queue_seconds,
+            inference=share.inference_seconds,
+            postprocess=share.postprocess_seconds,
+        )
+        return PictureAnswer(share.detections, share.size, seconds, share.model_version)
+
+    async def close(self) -> None:
+        await self._batcher.close()
+
+    async def _run_batch(self, pictures: Sequence[_Decoded]) -> Sequence[_BatchShare]:
+        contract = self._contract
+        preprocessing = contract.preprocessing
+        self._metrics.batch_pictures.observe(len(pictures))
+
+        begin = self._clock.monotonic()
+        batch_nhwc, geometries = await self._in_thread(
+            letterbox_batch,
+            [picture.rgb for picture in pictures],
+            input_size=contract.input_size,
+            fill_value=preprocessing.resize.fill_value,
+            color_space=preprocessing.format.color_space,
+        )
+        letterboxed = self._clock.monotonic()
+        output = await self._backend.infer(
+            contract, batch_nhwc, deadline=max(picture.deadline for picture in pictures)
+        )
+        inferred = self._clock.monotonic()
+        detections = await self._in_thread(
+            detect_objects, contract, output.tensor, [picture.options for picture in pictures], geometries
+        )
+        done = self._clock.monotonic()
+        return [
+            _BatchShare(
+                found,
+                geometry.picture,
+                letterboxed - begin,
+                inferred - letterboxed,
+                done - inferred,
+                output.model_version,
+            )
+            for found, geometry in zip(detections, geometries, strict=True)
+        ]
+
+    async def _in_thread(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """OpenCV and numpy let go of the GIL, so the event loop goes on while a thread works."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))

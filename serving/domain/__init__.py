@@ -1,0 +1,1 @@
+"""Frozen values that the journey passes along; they know nothing of HTTP, Triton, Ray or SQL."""

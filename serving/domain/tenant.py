@@ -1,0 +1,47 @@
+"""Who is asking, and on what terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One row of the operator's tier table (`tiers.yaml`). None means unlimited.
+
+    rate_limit_per_minute, burst, monthly_quota: in pictures.
+    price_per_1000, price_per_month: for a thousand pictures, and whatever was used; in one currency.
+    """
+
+    name: str
+    rate_limit_per_minute: int
+    burst: int
+    monthly_quota: int | None
+    max_pictures_per_request: int
+    gpu: bool
+    price_per_1000: Decimal = Decimal(0)
+    price_per_month: Decimal = Decimal(0)
+
+    def __post_init__(self) -> None:
+        if min(self.rate_limit_per_minute, self.burst, self.max_pictures_per_request) < 1:
+            raise ValueError("rate_limit_per_minute, burst and max_pictures_per_request are at least 1")
+        if self.monthly_quota is not None and self.monthly_quota < 0:
+            raise ValueError("monthly_quota is None or at least 0")
+        if not all(price.is_finite() and price >= 0 for price in (self.price_per_1000, self.price_per_month)):
+            raise ValueError("a price is at least 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The owner of a valid key. `models` None means every model, now and later."""
+
+    key_id: str
+    user: str
+    tier: Tier
+    models: frozenset[str] | None
+    expires_at: datetime | None = None
+
+    def may_use(self, model: str) -> bool:
+        return self.models is None or model in self.models

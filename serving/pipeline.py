@@ -1,0 +1,125 @@
+"""The whole journey of a request, on one screen: authenticate, admit, detect, settle, answer.
+
+This file knows the ports and the domain. It does not know HTTP, Triton, Redis, SQL or Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from serving.detector import Detector
+from serving.domain.contract import ModelContract
+from serving.domain.inference import InferenceAnswer, InferenceRequest, PictureAnswer, SentPicture
+from serving.domain.tenant import Principal
+from serving.domain.usage import UsageEvent
+from serving.errors import Forbidden, InvalidRequest, ModelNotFound, RequestError
+from serving.ports import Admission, Clock, KeyStore, ModelCatalog, UsageMeter
+
+
+class Gateway:
+    def __init__(
+        self,
+        *,
+        keys: KeyStore,
+        admission: Admission,
+        meter: UsageMeter,
+        catalog: ModelCatalog,
+        detectors: Mapping[str, Detector],
+        clock: Clock,
+    ) -> None:
+        self._keys = keys
+        self._admission = admission
+        self._meter = meter
+        self._catalog = catalog
+        self._detectors = detectors
+        self._clock = clock
+
+    async def authenticate(self, api_key: str) -> Principal:
+        return await self._keys.authenticate(api_key)
+
+    def models(self, principal: Principal) -> list[ModelContract]:
+        return [self._catalog.get(name) for name in self._catalog.names() if principal.may_use(name)]
+
+    async def infer(self, principal: Principal, request: InferenceRequest) -> InferenceAnswer:
+        """Raises any VisiongateError; a request that raises is not billed, and its tokens are given back."""
+        contract = self._choose_model(principal, request.model)
+        options = contract.options(
+            confidence_threshold=request.confidence_threshold,
+            iou_threshold=request.iou_threshold,
+            max_detections=request.max_detections,
+            classes=request.classes,
+        )
+        most = principal.tier.max_pictures_per_request
+        if len(request.pictures) > most:
+            raise InvalidRequest(f"Your tier allows {most} pictures in one request.")
+
+        reservation = await self._admission.admit(
+            principal, request_id=request.request_id, pictures=len(request.pictures)
+        )
+        try:
+            detector = self._detectors[contract.name]
+            pictures = await _each_picture(
+                request, lambda data: detector.detect(data, options, deadline=request.deadline)
+            )
+            answer = InferenceAnswer(contract, pictures)
+            await self._meter.settle(self._usage_event(principal, request, answer))
+        except BaseException:
+            # Also when the client has left: a cancelled request must not keep its tokens.
+            await asyncio.shield(self._admission.give_back(reservation))
+            raise
+        return answer
+
+    def _choose_model(self, principal: Principal, name: str | None) -> ModelContract:
+        if name is None:
+            allowed = self.models(principal)
+            if len(allowed) != 1:
+                raise ModelNotFound(None)
+            return allowed[0]
+        contract = self._catalog.get(name)
+        if not principal.may_use(name):
+            raise Forbidden(name)
+        return contract
+
+    def _usage_event(
+        self, principal: Principal, request: InferenceRequest, answer: InferenceAnswer
+    ) -> UsageEvent:
+        return UsageEvent(
+            request_id=request.request_id,
+            key_id=principal.key_id,
+            user=principal.user,
+            tier=principal.tier.name,
+            model=answer.contract.name,
+            model_version=answer.model_version,
+            pictures=len(answer.answered),
+            pixels=sum(picture.size.pixels for picture in answer.answered),
+            received_bytes=request.received_bytes,
+            inference_seconds=sum(picture.seconds.inference for picture in answer.answered),
+            answered_at=self._clock.now(),
+        )
+
+
+async def _each_picture(
+    request: InferenceRequest, detect: Callable[[bytes], Awaitable[PictureAnswer]]
+) -> tuple[PictureAnswer | RequestError, ...]:
+    """In a list, a picture that cannot be used does not fail the rest; what is our fault fails them all."""
+
+    async def one(picture: SentPicture) -> PictureAnswer:
+        if isinstance(picture, RequestError):
+            raise picture
+        return await detect(picture)
+
+    async def one_of_many(picture: SentPicture) -> PictureAnswer | RequestError:
+        try:
+            return await one(picture)
+        except RequestError as error:
+            return error
+
+    if request.single:
+        return (await one(request.pictures[0]),)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one_of_many(picture)) for picture in request.pictures]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
+    return tuple(task.result() for task in tasks)

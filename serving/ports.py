@@ -1,0 +1,84 @@
+"""The seams of the gateway: one small Protocol each, with a real and an in-memory form in `adapters`.
+
+Every implementation of a port passes the same test suite (`tests/contract/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.domain.contract import ModelContract
+from serving.domain.tenant import Principal
+from serving.domain.usage import UsageEvent
+
+
+class Clock(Protocol):
+    def monotonic(self) -> float:
+        """Seconds since some fixed point; never goes back. Deadlines are points on this line."""
+
+    def now(self) -> datetime:
+        """The wall clock, in UTC, for records and expiry."""
+
+
+class KeyStore(Protocol):
+    async def authenticate(self, api_key: str) -> Principal:
+        """Raises Unauthenticated, KeyExpired, KeyRevoked. No answer is older than a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What admission set aside for one request, to be kept or given back as a whole."""
+
+    request_id: str
+    key_id: str
+    pictures: int
+
+
+class Admission(Protocol):
+    async def admit(self, principal: Principal, *, request_id: str, pictures: int) -> Reservation:
+        """Take one token a picture, all or none. Raises RateLimited, QuotaExceeded."""
+
+    async def give_back(self, reservation: Reservation) -> None:
+        """Undo `admit` for a request that failed. Giving back twice is giving back once."""
+
+
+class UsageMeter(Protocol):
+    async def settle(self, event: UsageEvent) -> None:
+        """Record a billed answer before it leaves. Settling one `request_id` twice records it once."""
+
+
+class ModelCatalog(Protocol):
+    def get(self, name: str) -> ModelContract:
+        """Raises ModelNotFound."""
+
+    def names(self) -> Sequence[str]:
+        """Sorted names of the models that can be served."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceOutput:
+    """tensor: (batch, …) float32, as the model's `output_spec` says; never to be written to."""
+
+    tensor: NDArray[np.float32]
+    model_version: str
+
+
+class InferenceBackend(Protocol):
+    async def infer(
+        self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float
+    ) -> InferenceOutput:
+        """Run one batch. `deadline` is on `Clock.monotonic`'s line.
+
+        Raises BackendUnavailable, DeadlineExceeded, Overloaded. Cancelling the caller cancels the call.
+        """
+
+    async def is_ready(self, contract: ModelContract) -> bool:
+        """Whether a request for this model would be answered now; False when that cannot be told."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,191 @@
+"""Every setting of the gateway: one class, one prefix (`VISIONGATE_`), read once at start.
+
+A setting comes from the environment variable of its name (`port` is `VISIONGATE_PORT`). Only the command
+line and the composition root read this class; everything else is handed what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serving.errors import OperatorError
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="VISIONGATE_", extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
+
+    host: str = "127.0.0.1"
+    """Address that the public ingress listens on."""
+
+    port: Port = 8000
+    """Port of the public ingress."""
+
+    haproxy: bool = True
+    """Put Ray Serve's HAProxy in front of the gateway replicas instead of its Python proxy."""
+
+    haproxy_metrics_port: Port = 9101
+    """Where HAProxy answers Prometheus."""
+
+    replica_port: Port = 30000
+    """First port of the gateway replicas behind HAProxy; each replica on a node takes the next free one."""
+
+    gateway_replicas: Positive = 1
+    """Gateway processes behind the ingress."""
+
+    run_directory: Path = Path(".run")
+    """Where a local stack keeps its state: keys, secrets, logs, `gateway.json`."""
+
+    model_repository: Path = Path("model_repo")
+    """Triton's model repository; every folder in it with a `metadata.json` is served."""
+
+    triton_url: str | None = None
+    """`host:port` of an external Triton's gRPC; None starts one here."""
+
+    triton_executable: Path | None = None
+    """The `tritonserver` to start; None looks on PATH, then in the nvidia-pytriton wheel."""
+
+    triton_http_port: Port = 8010
+    """HTTP port of the Triton started here (loopback only)."""
+
+    triton_grpc_port: Port = 8011
+    """gRPC port of the Triton started here (loopback only)."""
+
+    triton_metrics_port: Port = 8012
+    """Prometheus port of the Triton started here (loopback only)."""
+
+    triton_start_timeout_seconds: Seconds = 90.0
+    """How long the Triton started here may take until all its models are ready."""
+
+    redis_url: SecretStr | None = None
+    """`redis://…` of an external Redis or Valkey; None starts one here."""
+
+    redis_port: Port = 6390
+    """Port of the Redis started here (loopback only)."""
+
+    metrics_port: Port = 9102
+    """First port that gateway replicas answer Prometheus on (loopback only); each takes the next free one."""
+
+    dashboard_port: Port = 8265
+    """Port of the Ray dashboard (loopback only)."""
+
+    ray_address: str | None = None
+    """An existing Ray cluster to deploy on; None starts one here."""
+
+    database_url: str = ""
+    """SQLAlchemy URL of keys and ledger; empty is SQLite in the run directory."""
+
+    key_hash_secret: SecretStr = SecretStr("")
+    """Secret of the hash that API keys are stored under; empty is made and kept in the run directory."""
+
+    admin_token: SecretStr = SecretStr("")
+    """Bearer token of the control plane; empty is made and kept in the run directory."""
+
+    tiers_file: Path | None = None
+    """The operator's tier table; None is the one that ships with the gateway."""
+
+    max_body_bytes: Positive = 32 * MEBIBYTE
+    """A request body longer than this is refused while it is being read."""
+
+    max_bodies_bytes: Positive = 256 * MEBIBYTE
+    """All request bodies that one replica holds at a time; the request that would exceed it gets a 503."""
+
+    max_picture_pixels: Positive = 50_000_000
+    """A picture with more pixels than this is refused before it is decoded."""
+
+    max_decoded_pixels: Positive = 100_000_000
+    """All decoded pixels that one replica holds at a time; further pictures wait for their turn."""
+
+    max_requests_in_flight: Positive = 256
+    """Requests that one replica works on at a time; the next gets a 503."""
+
+    max_batches_in_flight: Positive = 2
+    """Batches per model that are on their way to Triton at a time; more requests gather in the next batch."""
+
+    max_batch_size: Positive = 16
+    """Most pictures in one Triton call."""
+
+    max_queued_pictures: Positive = 256
+    """Pictures per model that wait for a batch; the next gets a 503."""
+
+    vision_threads: Positive = 2
+    """Threads that decode, letterbox and run NMS."""
+
+    request_timeout_seconds: Seconds = 30.0
+    """One deadline for the whole request, carried down to Triton."""
+
+    body_timeout_seconds: Seconds = 10.0
+    """How long a client may take to send its body."""
+
+    log_level: str = "INFO"
+    """Least severe level that is logged."""
+
+    @property
+    def triton_grpc_address(self) -> str:
+        return self.triton_url or f"127.0.0.1:{self.triton_grpc_port}"
+
+    @field_validator("run_directory", "model_repository", "tiers_file", "triton_executable")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        # Ray starts its workers in a directory of its own.
+        return None if path is None else path.expanduser().absolute()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_keys_in_the_run_directory(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if not values.get("database_url"):
+            run_directory = Path(values.get("run_directory", ".run")).expanduser().absolute()
+            values["database_url"] = f"sqlite:///{run_directory / 'visiongate.db'}"
+        return values
+
+
+def load_settings() -> Settings:
+    """Raises OperatorError, naming the variable, for a value that does not fit.
+
+    Secrets that were not set are made once and kept in the run directory, readable by the owner only, so
+    that keys made today work tomorrow.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as exc:
+        lines = [
+            f"VISIONGATE_{'_'.join(map(str, error['loc'])).upper()}: {error['msg']}"
+            for error in exc.errors(include_url=False)
+        ]
+        raise OperatorError("\n".join(lines)) from None
+    unset = {
+        name for name in ("key_hash_secret", "admin_token") if not getattr(settings, name).get_secret_value()
+    }
+    kept = _kept_secrets(settings.run_directory / "secrets.json") if unset else {}
+    return settings.model_copy(update={name: SecretStr(kept[name]) for name in unset})
+
+
+def _kept_secrets(path: Path) -> dict[str, str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = {"key_hash_secret": secrets.token_hex(32), "admin_token": f"at_{secrets.token_urlsafe(32)}"}
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.touch(mode=0o600)
+    draft.write_text(json.dumps(made))
+    try:
+        # A link appears whole or not at all, and fails where another process was first.
+        path.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    kept: dict[str, str] = json.loads(path.read_text())
+    return kept

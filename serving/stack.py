@@ -1,0 +1,183 @@
+"""A whole stack on one machine: Redis, Triton, Ray and the gateway, started in order, stopped in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from serving import deployment
+from serving.adapters.catalog import FolderCatalog
+from serving.adapters.database import Database
+from serving.adapters.key_registry import KeyRegistry
+from serving.adapters.tiers import load_tiers
+from serving.clock import SystemClock
+from serving.errors import OperatorError
+from serving.redis_server import RedisServer
+from serving.settings import Settings
+from serving.triton.launcher import TritonPorts, TritonServer
+
+KEY_OWNER = "visiongate-up"
+READY_TIMEOUT_SECONDS = 60.0
+READY_INTERVAL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to start, with what a person should read while it starts."""
+
+    title: str
+    start: Callable[[], None]
+
+
+class LocalStack:
+    """Use as a context manager: whatever was started is stopped, in reverse, however the block ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._started = ExitStack()
+        self._catalog = FolderCatalog(settings.model_repository)
+        self._triton: TritonServer | None = None
+        self.url = f"http://{_reachable(settings.host)}:{settings.port}"
+        self.triton_url = f"grpc://{settings.triton_url}"
+        self.redis_url = settings.redis_url.get_secret_value() if settings.redis_url else ""
+        self.metrics_url = f"http://127.0.0.1:{settings.metrics_port}/metrics"
+        self.dashboard_url = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._started.close()
+
+    def steps(self) -> Iterator[Step]:
+        """Start them one after the other. Each raises OperatorError with the reason when it cannot start."""
+        self._refuse_taken_ports()
+        if not self._catalog.names():
+            raise OperatorError(f"{self._settings.model_repository} holds no model that can be served.")
+        if self._settings.redis_url is None:
+            yield Step("Redis", self._start_redis)
+        if self._settings.triton_url is None:
+            yield Step("Triton", self._start_triton)
+        yield Step("Ray", self._start_ray)
+        yield Step("Gateway behind its ingress", lambda: deployment.serve_gateway(self._settings))
+        if (triton := self._triton) is not None:
+            names = ", ".join(self._catalog.names())
+            yield Step(f"Models: {names}", lambda: self._await_models(triton))
+
+    def sample_picture(self) -> tuple[str, Path] | None:
+        """The first model that ships a picture to try it with, and that picture."""
+        for name in self._catalog.names():
+            picture = self._settings.model_repository / name / "sample.jpg"
+            if picture.exists():
+                return name, picture
+        return None
+
+    def issue_key(self) -> str:
+        """A key of the top tier, allowed on every model. The key of an earlier run stops working."""
+        return asyncio.run(self._issue_key())
+
+    def _start_redis(self) -> None:
+        server = RedisServer(port=self._settings.redis_port, directory=self._settings.run_directory / "redis")
+        self._started.callback(server.stop)
+        self.redis_url = server.start().url
+
+    def _start_triton(self) -> None:
+        settings = self._settings
+        self._triton = TritonServer(
+            settings.model_repository,
+            self._catalog.names(),
+            TritonPorts(settings.triton_http_port, settings.triton_grpc_port, settings.triton_metrics_port),
+            executable=settings.triton_executable,
+        )
+        self._started.callback(self._triton.stop)
+        self._triton.start()
+        self.triton_url = self._triton.http_url
+
+    def _await_models(self, triton: TritonServer) -> None:
+        triton.wait_ready(self._settings.triton_start_timeout_seconds)
+
+    def _start_ray(self) -> None:
+        # Ray's sockets live in it, and a socket's path may be 107 bytes long: no room for a deep checkout.
+        scratch = Path(tempfile.mkdtemp(prefix="visiongate-"))
+        self._started.callback(shutil.rmtree, scratch, ignore_errors=True)
+        os.environ.update(deployment.ray_environment(self._settings, scratch))
+        os.environ.update(_replica_environment(self._settings))
+        self._started.callback(deployment.stop_ray)
+        self.dashboard_url = deployment.start_ray(self._settings, scratch)
+
+    async def _issue_key(self) -> str:
+        tiers = load_tiers(self._settings.tiers_file)
+        database = Database(self._settings.database_url)
+        try:
+            registry = KeyRegistry(
+                database, server_secret=self._settings.key_hash_secret, tiers=tiers, clock=SystemClock()
+            )
+            for record in await registry.list():
+                if record.user == KEY_OWNER and record.revoked_at is None:
+                    await registry.revoke(record.id)
+            top = max(tiers.values(), key=lambda tier: tier.rate_limit_per_minute)
+            issued = await registry.create(user=KEY_OWNER, tier=top.name)
+        finally:
+            await database.close()
+        return issued.api_key.reveal()
+
+    def _refuse_taken_ports(self) -> None:
+        settings = self._settings
+        names = ["port", "metrics_port", "dashboard_port"]
+        if settings.haproxy:
+            names += ["haproxy_metrics_port"]
+        if settings.triton_url is None:
+            names += ["triton_http_port", "triton_grpc_port", "triton_metrics_port"]
+        if settings.redis_url is None:
+            names += ["redis_port"]
+        for name in names:
+            host = settings.host if name == "port" else "127.0.0.1"
+            if not _is_free(host, getattr(settings, name)):
+                raise OperatorError(
+                    f"Port {getattr(settings, name)} is taken; choose another with VISIONGATE_{name.upper()}."
+                )
+
+
+def wait_until(is_ready: Callable[[], bool], *, what: str) -> None:
+    give_up = time.monotonic() + READY_TIMEOUT_SECONDS
+    while not is_ready():
+        if time.monotonic() > give_up:
+            raise OperatorError(f"{what} did not become ready within {READY_TIMEOUT_SECONDS:.0f} s.")
+        time.sleep(READY_INTERVAL_SECONDS)
+
+
+def _replica_environment(settings: Settings) -> Mapping[str, str]:
+    """What a replica must read as we read it, wherever Ray starts it."""
+    paths = {
+        "VISIONGATE_RUN_DIRECTORY": settings.run_directory,
+        "VISIONGATE_MODEL_REPOSITORY": settings.model_repository,
+        "VISIONGATE_TIERS_FILE": settings.tiers_file,
+    }
+    return {name: str(path) for name, path in paths.items() if path is not None}
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - compared with, not bound to
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do: connections that are still closing from the last run do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,100 @@
+"""The composition root: settings in, adapters built, gateway and app out. Nothing else builds anything."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from serving.adapters.catalog import FolderCatalog
+from serving.adapters.database import Database
+from serving.adapters.keys import SqlKeyStore
+from serving.adapters.memory.admission import InMemoryAdmission
+from serving.adapters.memory.meter import InMemoryMeter
+from serving.adapters.prometheus import serve_metrics
+from serving.adapters.tiers import load_tiers
+from serving.adapters.triton import TritonBackend
+from serving.api.app import build_app
+from serving.api.body import BodyLimits
+from serving.api.data_plane import DataPlane, data_plane_router
+from serving.budget import Budget
+from serving.clock import SystemClock
+from serving.detector import Detector, DetectorLimits
+from serving.logs import log_to
+from serving.metrics import Metrics
+from serving.pipeline import Gateway
+from serving.settings import Settings
+
+
+def build(settings: Settings) -> FastAPI:
+    """One gateway process, for any ASGI server. Call it in the process that will serve."""
+    log_to(settings.run_directory / "logs" / f"gateway-{os.getpid()}.jsonl", level=settings.log_level)
+    clock = SystemClock()
+    metrics = Metrics(CollectorRegistry())
+    database = Database(settings.database_url)
+    catalog = FolderCatalog(settings.model_repository)
+    backend = TritonBackend(settings.triton_grpc_address, clock=clock)
+    threads = ThreadPoolExecutor(settings.vision_threads, thread_name_prefix="vision")
+    decoded_pixels = Budget(settings.max_decoded_pixels)
+    detectors = {
+        name: Detector(
+            catalog.get(name),
+            backend=backend,
+            limits=_detector_limits(settings),
+            decoded_pixels=decoded_pixels,
+            threads=threads,
+            clock=clock,
+            metrics=metrics,
+        )
+        for name in catalog.names()
+    }
+    gateway = Gateway(
+        keys=SqlKeyStore(
+            database,
+            server_secret=settings.key_hash_secret,
+            tiers=load_tiers(settings.tiers_file),
+            clock=clock,
+        ),
+        admission=InMemoryAdmission(clock),
+        meter=InMemoryMeter(),
+        catalog=catalog,
+        detectors=detectors,
+        clock=clock,
+    )
+    stop_metrics = serve_metrics(metrics.registry, first_port=settings.metrics_port)
+
+    async def readiness() -> dict[str, bool]:
+        return {name: await backend.is_ready(catalog.get(name)) for name in catalog.names()}
+
+    async def close() -> None:
+        for detector in detectors.values():
+            await detector.close()
+        await backend.close()
+        await database.close()
+        threads.shutdown()
+        stop_metrics()
+
+    plane = DataPlane(
+        gateway=gateway,
+        body_limits=BodyLimits(settings.max_body_bytes, settings.body_timeout_seconds),
+        held_bytes=Budget(settings.max_bodies_bytes),
+        request_timeout_seconds=settings.request_timeout_seconds,
+        readiness=readiness,
+    )
+    return build_app(
+        [data_plane_router(plane)],
+        metrics=metrics,
+        max_requests_in_flight=settings.max_requests_in_flight,
+        on_shutdown=close,
+    )
+
+
+def _detector_limits(settings: Settings) -> DetectorLimits:
+    return DetectorLimits(
+        max_batch_size=settings.max_batch_size,
+        max_batches_in_flight=settings.max_batches_in_flight,
+        max_queued_pictures=settings.max_queued_pictures,
+        max_picture_pixels=settings.max_picture_pixels,
+    )
