@@ -6,40 +6,55 @@ tensors go straight to Triton, never through a deployment handle.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
+from serving.errors import OperatorError
 from serving.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
 
+logger = logging.getLogger(__name__)
+
 APP_NAME = "visiongate"
 CLIENT_IDLE_TIMEOUT_SECONDS = 60
 DRAIN_TIMEOUT_SECONDS = 5
 LOOPBACK = "127.0.0.1"
+OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing of weight ever goes through it
 
 
 def ray_environment(settings: Settings, scratch: Path) -> Mapping[str, str]:
     """What Ray reads from the environment, and only before its first import."""
-    haproxy = scratch / "haproxy"
+    loopback_only = {} if settings.ray_address else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     return {
+        # By this odd name, Ray keeps a one-machine cluster on loopback and off every other interface.
+        **loopback_only,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": settings.ray_token.get_secret_value(),
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if settings.haproxy else "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # HAProxy's files and ports are per machine by default: two stacks would take each other's.
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.haproxy_metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.haproxy_stats_port),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(settings.fallback_proxy_port),
+        # Between deployments Ray would listen on every interface, and none of ours calls another.
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
         # Without `timeout http-request`, this is also how long a client may dawdle over its headers.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_IDLE_TIMEOUT_SECONDS),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(DRAIN_TIMEOUT_SECONDS),
@@ -56,20 +71,20 @@ def start_ray(settings: Settings, scratch: Path) -> str:
     """Start a Ray head here, or join `ray_address`. Returns the dashboard's URL."""
     import ray
 
-    if settings.ray_address:
-        context = ray.init(address=settings.ray_address, log_to_driver=False, configure_logging=False)
-    else:
-        context = ray.init(
-            num_cpus=os.cpu_count(),
-            include_dashboard=True,
-            dashboard_host=LOOPBACK,
-            dashboard_port=settings.dashboard_port,
-            _node_ip_address=LOOPBACK,
-            _temp_dir=str(scratch / "ray"),
-            object_store_memory=100 * 1024 * 1024,  # nothing of weight ever goes through it
-            log_to_driver=False,
-            configure_logging=False,
-        )
+    with _operator_errors("Ray does not start"):
+        if settings.ray_address:
+            context = ray.init(address=settings.ray_address, log_to_driver=False, configure_logging=False)
+        else:
+            context = ray.init(
+                num_cpus=os.cpu_count(),
+                include_dashboard=True,
+                dashboard_host=LOOPBACK,
+                dashboard_port=settings.dashboard_port,
+                _temp_dir=str(scratch),
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                configure_logging=False,
+            )
     return f"http://{context.dashboard_url}"
 
 
@@ -77,16 +92,19 @@ def serve_gateway(settings: Settings) -> None:
     """Deploy the gateway and wait until its replicas run."""
     from ray import serve
 
-    serve.start(
-        proxy_location="EveryNode",
-        http_options={
-            "host": settings.host,
-            "port": settings.port,
-            "keep_alive_timeout_s": CLIENT_IDLE_TIMEOUT_SECONDS,
-        },
-        logging_config={"enable_access_log": False, "log_level": "WARNING"},
-    )
-    serve.run(_application(settings), name=APP_NAME, route_prefix="/")
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with _operator_errors("Ray Serve does not start"):
+        serve.start(
+            proxy_location="EveryNode",
+            http_options={
+                "host": settings.host,
+                "port": settings.port,
+                "keep_alive_timeout_s": CLIENT_IDLE_TIMEOUT_SECONDS,
+            },
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        )
+        serve.run(_application(settings), name=APP_NAME, route_prefix="/")
 
 
 def stop_ray() -> None:
@@ -94,8 +112,20 @@ def stop_ray() -> None:
     from ray import serve
 
     if ray.is_initialized():
-        serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it without annotations
-        ray.shutdown()
+        # The controller ends by being killed, and Ray tells the terminal about every actor that is killed.
+        with StringIO() as farewell, redirect_stdout(farewell), redirect_stderr(farewell):
+            serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it without annotations
+            ray.shutdown()
+            logger.info("ray stopped", extra={"facts": {"said": farewell.getvalue()}})
+
+
+@contextmanager
+def _operator_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ConnectionError, TimeoutError) as exc:
+        # Ray's errors quote the remote traceback; what went wrong stands in the last line.
+        raise OperatorError(f"{what}: {str(exc).strip().splitlines()[-1]}") from exc
 
 
 class GatewayReplica:

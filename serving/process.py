@@ -33,6 +33,7 @@ Wait = Callable[[threading.Event, float], bool]
 _TAIL_LINES = 40
 _LINE_BYTES = 8192
 _KILL_SECONDS = 10.0
+_HEALTH_CHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class ManagedProcess:
     """One program under supervision. Give it its own logger: each line of its output becomes a record.
 
     before_start: called before every start, for what the last run may have left behind.
+    is_healthy: asked every second, with the program's process id; at a no it is killed, and started again.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class ManagedProcess:
         env: Mapping[str, str] | None = None,
         level_of: LevelOf = lambda _line: logging.INFO,
         before_start: Callable[[], None] = lambda: None,
+        is_healthy: Callable[[int], bool] = lambda _pid: True,
         stop_timeout_seconds: float = 10.0,
         backoff: Backoff | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -74,6 +77,7 @@ class ManagedProcess:
         self._env = None if env is None else dict(env)
         self._level_of = level_of
         self._before_start = before_start
+        self._is_healthy = is_healthy
         self._stop_timeout_seconds = stop_timeout_seconds
         self._backoff = backoff or Backoff()
         self._monotonic = monotonic
@@ -134,7 +138,9 @@ class ManagedProcess:
         failures = 0
         while True:
             started = self._monotonic()
-            ended = "could not be started" if run is None else f"ended with status {run.wait()}"
+            ended = (
+                "could not be started" if run is None else f"ended with status {run.wait(self._is_healthy)}"
+            )
             self._run = None
             if self._stopping.is_set():
                 return
@@ -200,9 +206,11 @@ class _Run:
     def is_alive(self) -> bool:
         return self._guard.returncode is None
 
-    def wait(self) -> int:
+    def wait(self, is_healthy: Callable[[int], bool]) -> int:
         """Return the exit status, below zero for a signal, once all of it is gone and its output was read."""
-        code = self._guard.wait()
+        while (code := self._ended_within(_HEALTH_CHECK_SECONDS)) is None:
+            if not is_healthy(self.pid):
+                self._stdin.close()
         if code < 0 and self.pid:
             # Somebody killed the guard, and the kernel then the program: what is left is in its group.
             with contextlib.suppress(ProcessLookupError):
@@ -214,14 +222,16 @@ class _Run:
     def end(self, timeout_seconds: float) -> None:
         """Return when it has ended: asked politely at first, then not."""
         self._guard.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._guard.wait(timeout_seconds)
-            return
-        self._stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._guard.wait(_KILL_SECONDS)
-            return
-        self._guard.kill()
+        if self._ended_within(timeout_seconds) is None:
+            self._stdin.close()
+            if self._ended_within(_KILL_SECONDS) is None:
+                self._guard.kill()
+
+    def _ended_within(self, seconds: float) -> int | None:
+        try:
+            return self._guard.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
 
 def _read_lines(stream: IO[bytes], take_line: Callable[[str], None]) -> None:

@@ -19,6 +19,7 @@ Imports the standard library only, so that it is up in milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -120,7 +121,7 @@ def _end_group(program: int) -> None:
 def _end_descendants(program: int, status: int | None) -> int:
     """Kill until no child is left: what loses its parent becomes ours, so this reaches the whole tree."""
     while True:
-        for pid in _children():
+        for pid in children_of(os.getpid()):
             _send(pid, signal.SIGKILL)
         try:
             pid, wait_status = os.waitpid(-1, 0)
@@ -132,16 +133,16 @@ def _end_descendants(program: int, status: int | None) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _children() -> list[int]:
-    me = str(os.getpid())
-    return [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if _parent_of(stat) == me]
-
-
-def _parent_of(stat: Path) -> str | None:
-    try:
-        return stat.read_text(errors="replace").rpartition(")")[2].split()[1]
-    except OSError:
-        return None
+def children_of(parent_pid: int) -> dict[int, str]:
+    """Process id and state (`R`, `S`, `Z` … as in proc(5)) of every child."""
+    children = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended just now
+            # 4711 (a name, which may hold anything) S 4710 …
+            state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
+            if int(parent) == parent_pid:
+                children[int(stat.parent.name)] = state
+    return children
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 MEBIBYTE = 1024 * 1024
+KEPT_SECRETS = ("key_hash_secret", "admin_token", "ray_token")
 
 
 class Settings(BaseSettings):
@@ -40,6 +41,12 @@ class Settings(BaseSettings):
 
     haproxy_metrics_port: Port = 9101
     """Where HAProxy answers Prometheus."""
+
+    haproxy_stats_port: Port = 8404
+    """Where HAProxy shows its own statistics."""
+
+    fallback_proxy_port: Port = 8500
+    """Where Ray Serve's Python proxy waits, for HAProxy to fall back on while no replica is up."""
 
     replica_port: Port = 30000
     """First port of the gateway replicas behind HAProxy; each replica on a node takes the next free one."""
@@ -85,6 +92,9 @@ class Settings(BaseSettings):
 
     ray_address: str | None = None
     """An existing Ray cluster to deploy on; None starts one here."""
+
+    ray_token: SecretStr = SecretStr("")
+    """Bearer token of the Ray cluster and its dashboard; empty is made and kept in the run directory."""
 
     database_url: str = ""
     """SQLAlchemy URL of keys and ledger; empty is SQLite in the run directory."""
@@ -167,16 +177,14 @@ def load_settings() -> Settings:
             for error in exc.errors(include_url=False)
         ]
         raise OperatorError("\n".join(lines)) from None
-    unset = {
-        name for name in ("key_hash_secret", "admin_token") if not getattr(settings, name).get_secret_value()
-    }
+    unset = {name for name in KEPT_SECRETS if not getattr(settings, name).get_secret_value()}
     kept = _kept_secrets(settings.run_directory / "secrets.json") if unset else {}
     return settings.model_copy(update={name: SecretStr(kept[name]) for name in unset})
 
 
 def _kept_secrets(path: Path) -> dict[str, str]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = {"key_hash_secret": secrets.token_hex(32), "admin_token": f"at_{secrets.token_urlsafe(32)}"}
+    made = {name: secrets.token_urlsafe(32) for name in KEPT_SECRETS}
     draft = path.with_suffix(f".{os.getpid()}")
     draft.touch(mode=0o600)
     draft.write_text(json.dumps(made))

@@ -109,8 +109,8 @@ class LocalStack:
         triton.wait_ready(self._settings.triton_start_timeout_seconds)
 
     def _start_ray(self) -> None:
-        # Ray's sockets live in it, and a socket's path may be 107 bytes long: no room for a deep checkout.
-        scratch = Path(tempfile.mkdtemp(prefix="visiongate-"))
+        # Ray's and HAProxy's sockets live in it. HAProxy allows 97 bytes for a path, of which Ray takes 70.
+        scratch = Path(tempfile.mkdtemp(prefix="vg-", dir="/tmp"))
         self._started.callback(shutil.rmtree, scratch, ignore_errors=True)
         os.environ.update(deployment.ray_environment(self._settings, scratch))
         os.environ.update(_replica_environment(self._settings))
@@ -137,7 +137,7 @@ class LocalStack:
         settings = self._settings
         names = ["port", "metrics_port", "dashboard_port"]
         if settings.haproxy:
-            names += ["haproxy_metrics_port"]
+            names += ["haproxy_metrics_port", "haproxy_stats_port", "fallback_proxy_port"]
         if settings.triton_url is None:
             names += ["triton_http_port", "triton_grpc_port", "triton_metrics_port"]
         if settings.redis_url is None:

@@ -50,13 +50,14 @@ def build(settings: Settings) -> FastAPI:
         )
         for name in catalog.names()
     }
+    keys = SqlKeyStore(
+        database,
+        server_secret=settings.key_hash_secret,
+        tiers=load_tiers(settings.tiers_file),
+        clock=clock,
+    )
     gateway = Gateway(
-        keys=SqlKeyStore(
-            database,
-            server_secret=settings.key_hash_secret,
-            tiers=load_tiers(settings.tiers_file),
-            clock=clock,
-        ),
+        keys=keys,
         admission=InMemoryAdmission(clock),
         meter=InMemoryMeter(),
         catalog=catalog,
@@ -72,6 +73,7 @@ def build(settings: Settings) -> FastAPI:
         for detector in detectors.values():
             await detector.close()
         await backend.close()
+        await keys.close()
         await database.close()
         threads.shutdown()
         stop_metrics()

@@ -137,7 +137,7 @@ def _driver_errors(url: URL) -> tuple[type[Exception], ...]:
     # SQLAlchemy translates what a statement raises, but not what asyncpg raises while it connects.
     if url.get_backend_name() != "postgresql":
         return ()
-    import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - no types; optional, for this database alone
+    import asyncpg  # noqa: PLC0415 - optional, for this database alone
 
     return (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 

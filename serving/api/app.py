@@ -42,7 +42,6 @@ def build_app(
         app.add_exception_handler(foreign, _answer_error)
     app.add_middleware(
         RequestMiddleware,
-        router=app.router,
         metrics=metrics,
         max_requests_in_flight=max_requests_in_flight,
     )

@@ -6,7 +6,6 @@ import logging
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.context import RequestContext, attach
@@ -21,11 +20,8 @@ PROBES = frozenset({"/healthz", "/readyz"})
 
 
 class RequestMiddleware:
-    def __init__(
-        self, app: ASGIApp, *, router: Router, metrics: Metrics, max_requests_in_flight: int
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_requests_in_flight: int) -> None:
         self._app = app
-        self._router = router
         self._metrics = metrics
         self._max_requests_in_flight = max_requests_in_flight
         self._in_flight = 0
@@ -67,7 +63,7 @@ class RequestMiddleware:
             raise Overloaded
 
     def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
-        route = self._route_template(scope)
+        route = _route_template(scope)
         self._metrics.requests.labels(_method(scope), route, str(status), context.code).inc()
         self._metrics.request_seconds.labels(route).observe(context.elapsed_seconds)
         for stage, seconds in context.stage_seconds.items():
@@ -89,12 +85,10 @@ class RequestMiddleware:
             },
         )
 
-    def _route_template(self, scope: Scope) -> str:
-        """The path as the router knows it: a closed set, whatever paths scanners try."""
-        for route in self._router.routes:
-            if route.matches(scope)[0] is not Match.NONE:
-                return str(getattr(route, "path", "unmatched"))
-        return "unmatched"
+
+def _route_template(scope: Scope) -> str:
+    """The path as the router knows it: a closed set, whatever paths scanners try."""
+    return str(getattr(scope.get("route"), "path", "unmatched"))
 
 
 class _Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
+from rich.markup import escape
 
 from serving.cli import infer, keys, models, up
 from serving.cli.console import errors
@@ -26,5 +27,5 @@ def main() -> None:
     try:
         app()
     except VisiongateError as error:
-        errors.print(f"[bold red]error:[/] {error.detail}", highlight=False)
+        errors.print(f"[bold red]error:[/] {escape(error.detail)}", highlight=False)
         sys.exit(2)

@@ -18,7 +18,6 @@ from serving.adapters.database import Database
 from serving.adapters.key_registry import KeyRegistry
 from serving.adapters.tiers import load_tiers
 from serving.cli.console import out
-from serving.cli.local_state import completed
 from serving.clock import SystemClock
 from serving.domain.key_record import IssuedKey, KeyRecord
 from serving.errors import BackendUnavailable, OperatorError
@@ -27,7 +26,7 @@ from serving.settings import load_settings
 app = typer.Typer(help="Issue, list and revoke API keys.", no_args_is_help=True)
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_LONGEST = timedelta(days=36_525)
+_LONGEST_SECONDS = 36_525 * 86_400
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -37,10 +36,10 @@ def duration(text: str) -> timedelta:
     match = re.fullmatch(r"([1-9][0-9]{0,9})([smhdw])", text)
     if match is None:
         raise typer.BadParameter(f"{text!r} is no duration; write 90s, 30m, 12h, 30d or 2w.")
-    span = timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
-    if span > _LONGEST:
-        raise typer.BadParameter(f"{text} is more than a hundred years.")
-    return span
+    seconds = int(match[1]) * _SECONDS[match[2]]
+    if seconds > _LONGEST_SECONDS:
+        raise typer.BadParameter(f"{text} is no useful duration: more than a hundred years.")
+    return timedelta(seconds=seconds)
 
 
 @app.command()
@@ -105,7 +104,7 @@ async def _revoke(key_id: str, *, as_json: bool) -> None:
 
 @asynccontextmanager
 async def _registry() -> AsyncIterator[KeyRegistry]:
-    settings = completed(load_settings())
+    settings = load_settings()
     tiers = load_tiers(settings.tiers_file)
     database = Database(settings.database_url)
     try:

@@ -23,6 +23,7 @@ class RunningStack:
     redis_url: str
     metrics_url: str
     dashboard_url: str
+    dashboard_token: str
     annotated_image: str
     pid: int
 

@@ -76,6 +76,7 @@ def _introduce(stack: LocalStack, settings: Settings, began: float) -> Path:
         redis_url=stack.redis_url,
         metrics_url=stack.metrics_url,
         dashboard_url=stack.dashboard_url,
+        dashboard_token=settings.ray_token.get_secret_value(),
         annotated_image=str(annotated or ""),
         pid=os.getpid(),
     )

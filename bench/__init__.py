@@ -1,0 +1,1 @@
+"""Benchmarks: each prints ratios from one run, and none is a timed test."""

@@ -1,0 +1,1 @@
+"""From a checkpoint to a certified package in the Triton model repository."""

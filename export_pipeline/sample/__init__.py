@@ -1,0 +1,1 @@
+"""The sample detector: scenes, training, publishing and golden predictions."""

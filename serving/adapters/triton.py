@@ -1,0 +1,182 @@
+"""One Triton server, over gRPC, as an InferenceBackend.
+
+The request is written by hand around the tensor: everything but the pictures is a small protobuf message that
+is built once per model and batch size, and the pictures are appended to it as its `raw_input_contents`.
+Serialised protobuf messages may be concatenated, so that is the same message, with one copy of the pictures
+instead of three: 0.2 ms instead of 3.9 ms for eight pictures of 320 px.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+
+import grpc
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2
+
+from serving.domain.contract import ModelContract
+from serving.errors import BackendUnavailable, DeadlineExceeded, InternalError, Overloaded, VisiongateError
+from serving.ports import Clock, InferenceOutput
+
+_LOGGER = logging.getLogger(__name__)
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
+_MODEL_READY = "/inference.GRPCInferenceService/ModelReady"
+_READY_TIMEOUT_SECONDS = 1.0
+_LOGGED_CHARACTERS = 500
+_RAW_INPUT_CONTENTS_TAG = bytes([7 << 3 | 2])  # field 7, length-delimited
+
+_BY_CODE: dict[grpc.StatusCode, type[VisiongateError]] = {
+    grpc.StatusCode.OK: InternalError,  # an error that says it is none
+    grpc.StatusCode.CANCELLED: BackendUnavailable,  # by the server, as it goes down
+    grpc.StatusCode.UNKNOWN: InternalError,
+    grpc.StatusCode.INVALID_ARGUMENT: InternalError,  # we made the request, so it is no caller's fault
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.NOT_FOUND: BackendUnavailable,  # "unknown model": not loaded yet, or no longer
+    grpc.StatusCode.ALREADY_EXISTS: InternalError,
+    grpc.StatusCode.PERMISSION_DENIED: InternalError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.FAILED_PRECONDITION: InternalError,
+    grpc.StatusCode.ABORTED: BackendUnavailable,
+    grpc.StatusCode.OUT_OF_RANGE: InternalError,
+    grpc.StatusCode.UNIMPLEMENTED: InternalError,
+    grpc.StatusCode.INTERNAL: InternalError,
+    grpc.StatusCode.UNAVAILABLE: BackendUnavailable,
+    grpc.StatusCode.DATA_LOSS: InternalError,
+    grpc.StatusCode.UNAUTHENTICATED: InternalError,
+}
+
+_BY_TEXT: tuple[tuple[str, type[VisiongateError]], ...] = (
+    # Triton answers UNAVAILABLE to all of these, and INVALID_ARGUMENT to a model on its way out.
+    ("exceeds maximum queue size", Overloaded),
+    ("request timeout expired", DeadlineExceeded),
+    ("not ready", BackendUnavailable),
+    ("unknown model", BackendUnavailable),
+    ("is not healthy", BackendUnavailable),  # a Python-based backend lost its process; it is started again
+    # Written by gRPC itself: a batch that no retry will make smaller.
+    ("message larger than max", InternalError),
+)
+
+
+class TritonBackend:
+    """Make it inside the event loop that will use it: a gRPC channel belongs to one loop."""
+
+    def __init__(self, grpc_url: str, clock: Clock, *, max_message_bytes: int = 64 << 20) -> None:
+        """grpc_url: `host:port`. max_message_bytes: of a request and of an answer."""
+        self._clock = clock
+        self._channel = grpc.aio.insecure_channel(
+            grpc_url,
+            options=[
+                ("grpc.max_send_message_length", max_message_bytes),
+                ("grpc.max_receive_message_length", max_message_bytes),
+                # A Triton that was started again is found within a second, not within gRPC's two minutes.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+                # Retries are the caller's to decide: a request may have run before its answer was lost.
+                ("grpc.enable_retries", 0),
+            ],
+        )
+        self._infer = self._channel.unary_unary(
+            _INFER,
+            request_serializer=lambda message: message,
+            response_deserializer=service_pb2.ModelInferResponse.FromString,
+        )
+        self._model_ready = self._channel.unary_unary(
+            _MODEL_READY,
+            request_serializer=service_pb2.ModelReadyRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelReadyResponse.FromString,
+        )
+
+    async def infer(
+        self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float
+    ) -> InferenceOutput:
+        timeout_seconds = deadline - self._clock.monotonic()
+        if timeout_seconds <= 0:
+            raise DeadlineExceeded("Inference")
+        message = _request_message(contract, batch_nhwc, timeout_seconds)
+        with _translated(contract.name):
+            response = await self._infer(message, timeout=timeout_seconds)
+        return _output(contract, response)
+
+    async def is_ready(self, contract: ModelContract) -> bool:
+        request = service_pb2.ModelReadyRequest(name=contract.name)
+        try:
+            response = await self._model_ready(request, timeout=_READY_TIMEOUT_SECONDS)
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+            return False
+        return bool(response.ready)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+def _request_message(contract: ModelContract, batch_nhwc: NDArray[np.uint8], timeout_seconds: float) -> bytes:
+    """A serialised ModelInferRequest.
+
+    The deadline in it is for Triton's queue, so as not to run what nobody awaits. Triton heeds it where the
+    model's `default_queue_policy` has `allow_timeout_override` and a longer `default_timeout_microseconds`.
+    """
+    deadline = service_pb2.ModelInferRequest()
+    deadline.parameters["timeout"].int64_param = max(1, int(timeout_seconds * 1_000_000))
+    return b"".join(
+        (
+            _request_head(contract.name, contract.input.name, contract.output.name, batch_nhwc.shape),
+            deadline.SerializeToString(),
+            _RAW_INPUT_CONTENTS_TAG,
+            _varint(batch_nhwc.nbytes),
+            np.ascontiguousarray(batch_nhwc).data,
+        )
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _request_head(model: str, input: str, output: str, shape: tuple[int, ...]) -> bytes:
+    message = service_pb2.ModelInferRequest(model_name=model)
+    message.inputs.add(name=input, datatype="UINT8", shape=shape)
+    message.outputs.add(name=output)
+    return bytes(message.SerializeToString())
+
+
+def _varint(number: int) -> bytes:
+    """Protobuf's length prefix: seven bits a byte, least significant first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _output(contract: ModelContract, response: service_pb2.ModelInferResponse) -> InferenceOutput:
+    """Raises InternalError where the answer is not the tensor that the contract promises."""
+    answered = [(output.name, output.datatype) for output in response.outputs]
+    if answered != [(contract.output.name, "FP32")] or len(response.raw_output_contents) != 1:
+        _LOGGER.error("Triton answered %s for model %s, not its one output", answered, contract.name)
+        raise InternalError
+    tensor = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(response.outputs[0].shape)
+    return InferenceOutput(tensor=tensor, model_version=response.model_version)
+
+
+@contextlib.contextmanager
+def _translated(model: str) -> Iterator[None]:
+    """Every error of gRPC's or Triton's becomes one of ours here; its text goes to the log and no further."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as exc:
+        code, text = exc.code(), exc.details() or ""
+        error = error_for(code, text)
+        level = logging.ERROR if error is InternalError else logging.INFO
+        _LOGGER.log(level, "Triton, model %s: %s: %s", model, code.name, text[:_LOGGED_CHARACTERS])
+        raise error() from exc
+    except grpc.aio.UsageError as exc:  # the channel was closed
+        raise BackendUnavailable from exc
+
+
+def error_for(code: grpc.StatusCode, text: str) -> type[VisiongateError]:
+    """What a failed call means to us, by Triton's words where its code says too little."""
+    lowered = text.lower()
+    return next((error for words, error in _BY_TEXT if words in lowered), _BY_CODE[code])

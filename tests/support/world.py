@@ -1,0 +1,183 @@
+"""The gateway in process, on in-memory adapters: everything but sockets, Triton and SQL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import orjson
+from fastapi import FastAPI
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from serving.adapters.memory.admission import InMemoryAdmission
+from serving.adapters.memory.backend import InMemoryBackend
+from serving.adapters.memory.catalog import InMemoryCatalog
+from serving.adapters.memory.keys import InMemoryKeyStore
+from serving.adapters.memory.meter import InMemoryMeter
+from serving.api.app import build_app
+from serving.api.body import BodyLimits
+from serving.api.data_plane import DataPlane, data_plane_router
+from serving.budget import Budget
+from serving.clock import SystemClock
+from serving.detector import Detector, DetectorLimits
+from serving.domain.api_key import KeyHasher
+from serving.domain.contract import ModelContract
+from serving.domain.key_record import issue_key
+from serving.domain.tenant import Tier
+from serving.metrics import Metrics
+from serving.pipeline import Gateway
+
+SECRET = SecretStr("a secret that only tests use, long enough")
+INPUT_SIDE = 64
+MAX_BODY_BYTES = 200_000
+MAX_PIXELS = 1_000_000
+MAX_REQUESTS = 8
+
+
+def metadata(name: str = "shapes", **changes: Any) -> dict[str, Any]:
+    return {
+        "schema_version": "1.0",
+        "model_info": {
+            "framework": "ultralytics",
+            "task_type": "detection",
+            "model_name": name,
+            "export_format": "onnx",
+            "version": "1",
+        },
+        "preprocessing": {
+            "resize": {"method": "letterbox", "size": [INPUT_SIDE, INPUT_SIDE], "fill_value": 114},
+            "format": {"input_layout": "NHWC", "color_space": "RGB", "dtype": "uint8"},
+            "embedded": True,
+        },
+        "postprocessing": {
+            "nms": {
+                "enabled": True,
+                "embedded": False,
+                "iou_threshold": 0.45,
+                "confidence_threshold": 0.25,
+                "max_detections": 300,
+            },
+            "output_format": {"head": "yolo_raw", "bbox_format": "cxcywh", "coordinates": "pixels"},
+        },
+        "input_spec": [{"name": "images", "shape": [-1, INPUT_SIDE, INPUT_SIDE, 3], "dtype": "uint8"}],
+        "output_spec": [{"name": "predictions", "shape": [-1, 6, 3], "dtype": "float32"}],
+        "classes": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
+    } | changes
+
+
+def three_anchors(batch_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """A cat whose confidence is the picture's brightness, a dog that is always there, and nothing."""
+    rows = np.zeros((len(batch_nhwc), 6, 3), np.float32)
+    rows[:, :4, 0] = (20, 24, 16, 8)
+    rows[:, :4, 1] = (44, 40, 10, 10)
+    rows[:, 4, 0] = batch_nhwc.reshape(len(batch_nhwc), -1).max(axis=1) / 255
+    rows[:, 5, 1] = 0.5
+    return rows
+
+
+@dataclass(frozen=True)
+class World:
+    """The app and what stands behind it, for tests to look into."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    keys: InMemoryKeyStore
+    meter: InMemoryMeter
+    backend: InMemoryBackend
+    metrics: Metrics
+    held_bytes: Budget
+    issue: Callable[..., str]
+
+    def bearer(self, **terms: Any) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.issue(**terms)}"}
+
+
+@asynccontextmanager
+async def running_world(tier: Tier) -> AsyncIterator[World]:
+    clock = SystemClock()
+    contracts = [ModelContract.parse(orjson.dumps(metadata(name))) for name in ("shapes", "other")]
+    metrics = Metrics(CollectorRegistry())
+    keys = InMemoryKeyStore(server_secret=SECRET, tiers={tier.name: tier}, clock=clock)
+    meter = InMemoryMeter()
+    backend = InMemoryBackend(three_anchors, clock)
+    held_bytes = Budget(2 * MAX_BODY_BYTES)
+    with ThreadPoolExecutor(2) as threads:
+        detectors = {
+            contract.name: Detector(
+                contract,
+                backend=backend,
+                limits=DetectorLimits(
+                    max_batch_size=4,
+                    max_batches_in_flight=1,
+                    max_queued_pictures=8,
+                    max_picture_pixels=MAX_PIXELS,
+                ),
+                decoded_pixels=Budget(MAX_PIXELS),
+                threads=threads,
+                clock=clock,
+                metrics=metrics,
+            )
+            for contract in contracts
+        }
+        gateway = Gateway(
+            keys=keys,
+            admission=InMemoryAdmission(clock),
+            meter=meter,
+            catalog=InMemoryCatalog(contracts),
+            detectors=detectors,
+            clock=clock,
+        )
+
+        async def readiness() -> dict[str, bool]:
+            return {contract.name: await backend.is_ready(contract) for contract in contracts}
+
+        plane = DataPlane(
+            gateway=gateway,
+            body_limits=BodyLimits(MAX_BODY_BYTES, timeout_seconds=5),
+            held_bytes=held_bytes,
+            request_timeout_seconds=10,
+            readiness=readiness,
+        )
+
+        async def close() -> None:
+            for detector in detectors.values():
+                await detector.close()
+
+        app = build_app(
+            [data_plane_router(plane)],
+            metrics=metrics,
+            max_requests_in_flight=MAX_REQUESTS,
+            on_shutdown=close,
+        )
+
+        def issue(*, revoked: bool = False, expired: bool = False, models: list[str] | None = None) -> str:
+            issued = issue_key(
+                user="u",
+                tier=tier.name,
+                models=models,
+                expires_at=None,
+                tiers={tier.name: tier},
+                hasher=KeyHasher(SECRET),
+                now=clock.now(),
+            )
+            keys.add(replace(issued.record, expires_at=clock.now() if expired else None))
+            if revoked:
+                keys.revoke(issued.record.id)
+            return issued.api_key.reveal()
+
+        transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            yield World(app, client, keys, meter, backend, metrics, held_bytes, issue)
+        await close()
+
+
+def encode(picture: NDArray[np.uint8], suffix: str = ".jpg") -> bytes:
+    return cv2.imencode(suffix, picture)[1].tobytes()

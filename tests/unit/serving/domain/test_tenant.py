@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from serving.domain.tenant import Principal, Tier
+
+TIER = Tier("pro", 60, 10, None, max_pictures_per_request=4, gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("models", "allowed"),
+    [
+        (frozenset(), False),  # none at all
+        (None, True),  # every one
+        (frozenset({"shapes"}), True),
+        (frozenset({"Shapes", "shape"}), False),
+    ],
+)
+def test_a_key_may_use_what_it_lists(models: frozenset[str] | None, allowed: bool) -> None:
+    assert Principal("key_a", "ada", TIER, models).may_use("shapes") is allowed
+
+
+@pytest.mark.parametrize(
+    ("rate", "burst", "quota", "pictures"),
+    [(0, 10, None, 4), (60, 0, None, 4), (60, 10, None, 0), (60, 10, -1, 4), (-60, 10, None, 4)],
+)
+def test_a_tier_that_admits_nothing_is_refused(
+    rate: int, burst: int, quota: int | None, pictures: int
+) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        Tier("odd", rate, burst, quota, max_pictures_per_request=pictures, gpu=False)
+
+
+@pytest.mark.parametrize("price", ["-0.01", "NaN", "Infinity"])
+def test_a_price_is_a_number_from_zero(price: str) -> None:
+    with pytest.raises(ValueError, match="price"):
+        Tier("odd", 60, 10, None, 4, gpu=False, price_per_1000=Decimal(price))
