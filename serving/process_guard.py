@@ -137,7 +137,7 @@ def children_of(parent_pid: int) -> dict[int, str]:
     """Process id and state (`R`, `S`, `Z` … as in proc(5)) of every child."""
     children = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended just now
+        with contextlib.suppress(OSError, ValueError):  # it ended just now, and there is nothing to read
             # 4711 (a name, which may hold anything) S 4710 …
             state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
             if int(parent) == parent_pid:

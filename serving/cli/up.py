@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -25,8 +26,7 @@ def up() -> None:
     began = time.monotonic()
     settings = load_settings()
     log_to(settings.run_directory / "logs" / "stack.jsonl", level=settings.log_level)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    _on_stop_signals(_interrupt)
     running: Path | None = None
     try:
         with LocalStack(settings) as stack:
@@ -39,13 +39,17 @@ def up() -> None:
                 pass
             finally:
                 # From here on another Ctrl-C would only leave processes behind.
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, signal.SIG_IGN)
+                _on_stop_signals(signal.SIG_IGN)
                 if running is not None:
                     running.unlink(missing_ok=True)
                 errors.print("Stopping …", style="dim")
     finally:
         errors.print("Stopped.", style="dim")
+
+
+def _on_stop_signals(handler: signal.Handlers | Callable[[int, FrameType | None], NoReturn]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -58,6 +62,7 @@ def _start(stack: LocalStack) -> None:
         for step in stack.steps():
             task = progress.add_task(step.title, total=1)
             step.start()
+            _on_stop_signals(_interrupt)  # Ray puts handlers of its own in place, which end us on the spot
             progress.advance(task)
         task = progress.add_task("Ready", total=1)
         wait_until(GatewayClient(stack.url, "").is_ready, what="The gateway")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).parent / "visiongate"
 START_TIMEOUT_SECONDS = 120
 STOP_TIMEOUT_SECONDS = 60
+PORT_RANGE = range(20_000, 29_000)
 PORTS = (
     "PORT",
+    "REPLICA_PORT",
     "HAPROXY_METRICS_PORT",
     "HAPROXY_STATS_PORT",
     "FALLBACK_PROXY_PORT",
@@ -65,9 +69,13 @@ class Stack:
 
 
 def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listener.getsockname()[1] for listener in sockets]
+    """From a range that neither the system nor Ray hands out by itself, so they stay free until they are used."""
+    return list(islice(filter(_is_free, random.sample(PORT_RANGE, len(PORT_RANGE))), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def environment(run_directory: Path, **settings: str) -> dict[str, str]:
@@ -75,7 +83,6 @@ def environment(run_directory: Path, **settings: str) -> dict[str, str]:
     ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
     ours = {
         **ports,
-        "REPLICA_PORT": str(free_ports(1)[0]),
         "RUN_DIRECTORY": str(run_directory),
         "MODEL_REPOSITORY": str(ROOT / "model_repo"),
         **settings,
@@ -105,7 +112,8 @@ def running_stack(
             try:
                 process.wait(STOP_TIMEOUT_SECONDS)
             finally:
-                left = [child for child in descendants if _lives(child)]
+                _, slow = psutil.wait_procs(descendants, timeout=5)
+                left = [child for child in slow if _lives(child)]
                 for child in left:
                     child.kill()
                 process.kill()

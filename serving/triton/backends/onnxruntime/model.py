@@ -138,8 +138,8 @@ def session_options(parameters: dict[str, dict[str, str]]) -> ort.SessionOptions
     """Raises ValueError, naming the parameter, where one is not a number."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # its errors reach us as exceptions, and need not be in the log as well
-    # Threads that spin between runs take the cores that the next picture is decoded on. Measured on two cores with
-    # a 320 px detector: one caller 52 pictures/s without spinning, 19 with it; 16 callers 92 to 96 either way.
+    # Threads that spin between runs take the cores that the next picture is decoded on. Measured on two cores
+    # with a 320 px detector: one caller 52 pictures/s without spinning, 19 with; 16 callers 92 either way.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = _number(parameters, "intra_op_thread_count")
     options.inter_op_num_threads = _number(parameters, "inter_op_thread_count")

@@ -311,5 +311,7 @@ async def test_settings_that_are_not_honoured_are_said_so(
 
     assert await client.load("wishful") == ""
 
-    assert "model 'wishful': the Python onnxruntime backend ignores ['enable_mem_arena', 'graph']" in caplog.text
+    assert (
+        "model 'wishful': the Python onnxruntime backend ignores ['enable_mem_arena', 'graph']" in caplog.text
+    )
     await client.unload("wishful")

@@ -1,4 +1,4 @@
-"""What of the backend can be told without a server, and without a GPU: the rest is tested inside a real Triton."""
+"""What of the backend can be told without a server or a GPU; the rest is tested inside a real Triton."""
 
 from __future__ import annotations
 
