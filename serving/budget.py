@@ -31,9 +31,8 @@ class Budget:
         self._held -= units
         while self._waiting and self._held + self._waiting[0][0] <= self._limit:
             wanted, turn = self._waiting.popleft()
-            if not turn.cancelled():
-                self._held += wanted
-                turn.set_result(None)
+            self._held += wanted
+            turn.set_result(None)
 
     @asynccontextmanager
     async def hold(self, units: int) -> AsyncIterator[None]:
@@ -44,7 +43,9 @@ class Budget:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((units, turn))
             try:
-                await turn
+                await asyncio.shield(
+                    turn
+                )  # cancelling the wait must not cancel the turn: `_leave` tells them apart
             except asyncio.CancelledError:
                 self._leave(units, turn)
                 raise
@@ -54,8 +55,8 @@ class Budget:
             self.give_back(units)
 
     def _leave(self, units: int, turn: asyncio.Future[None]) -> None:
-        if turn.done() and not turn.cancelled():
-            self.give_back(units)  # the turn came in the same loop step as the cancellation
-        else:
-            turn.cancel()
+        if (units, turn) in self._waiting:
+            self._waiting.remove((units, turn))
             self.give_back(0)  # whoever waited behind this one may fit now
+        else:
+            self.give_back(units)  # the turn came in the same loop step as the cancellation

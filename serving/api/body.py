@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -34,26 +34,23 @@ async def held_body(request: Request, limits: BodyLimits, held_bytes: Budget) ->
     async def read() -> bytes:
         nonlocal taken_bytes
         chunks: list[bytes] = []
-        async for chunk in request.stream():
-            if taken_bytes + len(chunk) > limits.max_bytes:
-                raise PayloadTooLarge(limits.max_bytes)
-            if not held_bytes.try_take(len(chunk)):
-                raise Overloaded
-            taken_bytes += len(chunk)
-            chunks.append(chunk)
+        try:
+            async with asyncio.timeout(limits.timeout_seconds):
+                async for chunk in request.stream():
+                    if taken_bytes + len(chunk) > limits.max_bytes:
+                        raise PayloadTooLarge(limits.max_bytes)
+                    if not held_bytes.try_take(len(chunk)):
+                        raise Overloaded
+                    taken_bytes += len(chunk)
+                    chunks.append(chunk)
+        except TimeoutError as exc:
+            raise DeadlineExceeded("Receiving the request body") from exc
         return b"".join(chunks)
 
     try:
-        yield await _within(limits.timeout_seconds, read())
+        yield await read()
     finally:
         held_bytes.give_back(taken_bytes)
-
-
-async def _within(timeout_seconds: float, reading: Coroutine[None, None, bytes]) -> bytes:
-    try:
-        return await asyncio.wait_for(reading, timeout_seconds)
-    except TimeoutError as exc:
-        raise DeadlineExceeded("Receiving the request body") from exc
 
 
 def replayed(request: Request, body: bytes) -> Request:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from serving.api import schemas
@@ -47,8 +48,23 @@ class DataPlane:
     readiness: Callable[[], Awaitable[dict[str, bool]]]
 
 
+class _DirectRoute(APIRoute):
+    """Calls its endpoint with the request and the path's parameters, and does nothing else.
+
+    Our handlers read and validate by themselves. FastAPI's own way there, with dependencies, exit stacks and
+    a second look at the body, takes a tenth of the gateway's time for a request.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        async def handle(request: Request) -> Response:
+            response: Response = await self.endpoint(request, **request.path_params)
+            return response
+
+        return handle
+
+
 def data_plane_router(plane: DataPlane) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=_DirectRoute)
     infer_docs: dict[str, Any] = {
         "response_model": schemas.InferenceResult | schemas.InferenceResults,
         "responses": _ERRORS,
@@ -81,11 +97,11 @@ def data_plane_router(plane: DataPlane) -> APIRouter:
         return _json({"models": [model_description(model) for model in plane.gateway.models(principal)]})
 
     @router.get("/healthz", summary="The process is up", response_model=schemas.Health, tags=["probes"])
-    async def healthz() -> Response:
+    async def healthz(_: Request) -> Response:
         return _json({"status": "ok"})
 
     @router.get("/readyz", summary="It can serve", response_model=schemas.Readiness, tags=["probes"])
-    async def readyz() -> Response:
+    async def readyz(_: Request) -> Response:
         checks = await plane.readiness()
         ready = all(checks.values())
         return _json({"ready": ready, "checks": checks}, status=200 if ready else 503)

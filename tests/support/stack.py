@@ -69,7 +69,7 @@ class Stack:
 
 
 def free_ports(count: int) -> list[int]:
-    """From a range that neither the system nor Ray hands out by itself, so they stay free until they are used."""
+    """From a range that neither the system nor Ray hands out, so that they stay free until they are used."""
     return list(islice(filter(_is_free, random.sample(PORT_RANGE, len(PORT_RANGE))), count))
 
 

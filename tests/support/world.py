@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from serving.adapters.memory.admission import InMemoryAdmission
-from serving.adapters.memory.backend import InMemoryBackend
+from serving.adapters.memory.backend import InMemoryBackend, Model
 from serving.adapters.memory.catalog import InMemoryCatalog
 from serving.adapters.memory.keys import InMemoryKeyStore
 from serving.adapters.memory.meter import InMemoryMeter
@@ -101,13 +101,15 @@ class World:
 
 
 @asynccontextmanager
-async def running_world(tier: Tier) -> AsyncIterator[World]:
+async def running_world(
+    tier: Tier, *, model: Model = three_anchors, request_timeout_seconds: float = 10
+) -> AsyncIterator[World]:
     clock = SystemClock()
     contracts = [ModelContract.parse(orjson.dumps(metadata(name))) for name in ("shapes", "other")]
     metrics = Metrics(CollectorRegistry())
     keys = InMemoryKeyStore(server_secret=SECRET, tiers={tier.name: tier}, clock=clock)
     meter = InMemoryMeter()
-    backend = InMemoryBackend(three_anchors, clock)
+    backend = InMemoryBackend(model, clock)
     held_bytes = Budget(2 * MAX_BODY_BYTES)
     with ThreadPoolExecutor(2) as threads:
         detectors = {
@@ -143,7 +145,7 @@ async def running_world(tier: Tier) -> AsyncIterator[World]:
             gateway=gateway,
             body_limits=BodyLimits(MAX_BODY_BYTES, timeout_seconds=5),
             held_bytes=held_bytes,
-            request_timeout_seconds=10,
+            request_timeout_seconds=request_timeout_seconds,
             readiness=readiness,
         )
 
