@@ -31,7 +31,7 @@ bench-gateway: .venv/.dev ## Pictures a second through HTTP over ONNX Runtime al
 bench-vision: .venv-export/.export ## Letterbox and NMS over Ultralytics' own
 	.venv-export/bin/python -m bench.vision
 
-train: .venv-export/.export ## Train the sample detector from its seed (half an hour on two cores)
+train: .venv-export/.export ## Train the sample detector from its seed (about ten minutes on two cores)
 	.venv-export/bin/python -m export_pipeline.sample.train
 
 constraints: .venv/.uv ## Pin today's versions of everything again
@@ -41,9 +41,11 @@ constraints: .venv/.uv ## Pin today's versions of everything again
 		--python-version 3.11 --extra export pyproject.toml -o constraints-export.txt
 
 clean: ## Remove what the verbs above have made
-	rm -rf .venv .venv-export .run .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-export .run .cache .hypothesis .*_cache build dist runs *.egg-info
 
 .venv/.uv:
+	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 with its venv module is needed (Debian: apt install python3-venv libpython3.11)."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	@touch $@

@@ -109,7 +109,8 @@ def ultralytics_preprocessor() -> Callable[[list[Picture]], torch.Tensor]:
 
 
 def our_preprocess(pictures_rgb: list[Picture]) -> tuple[Picture, list[LetterboxGeometry]]:
-    return letterbox_batch(pictures_rgb, input_size=CONTRACT.input_size, fill_value=FILL, color_space="RGB")
+    batch_nhwc = np.empty((len(pictures_rgb), *INPUT_HW, 3), np.uint8)
+    return batch_nhwc, letterbox_batch(pictures_rgb, out=batch_nhwc, fill_value=FILL, color_space="RGB")
 
 
 def ultralytics_letterbox(pictures: list[Picture]) -> list[Picture]:

@@ -7,6 +7,7 @@ tensors go straight to Triton, never through a deployment handle.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 APP_NAME = "visiongate"
 CLIENT_IDLE_TIMEOUT_SECONDS = 60
-DRAIN_TIMEOUT_SECONDS = 5
+DRAIN_MARGIN_SECONDS = 5
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing of weight ever goes through it
 
@@ -61,7 +62,7 @@ def ray_environment(settings: Settings, scratch: Path) -> Mapping[str, str]:
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
         # Without `timeout http-request`, this is also how long a client may dawdle over its headers.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_IDLE_TIMEOUT_SECONDS),
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(DRAIN_TIMEOUT_SECONDS),
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(_drain_seconds(settings))),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(settings.replica_port),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(settings.replica_port + 100),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
@@ -126,13 +127,19 @@ def stop_ray() -> None:
             logger.info("ray stopped", extra={"facts": {"said": farewell.getvalue()}})
 
 
+def _drain_seconds(settings: Settings) -> float:
+    """As long as a request may take: a stop or a rollout fails none. An idle replica ends at once."""
+    return settings.request_timeout_seconds + DRAIN_MARGIN_SECONDS
+
+
 @contextmanager
 def _operator_errors(what: str) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, ConnectionError, TimeoutError) as exc:
+    except (RuntimeError, OSError, ValueError) as exc:
         # Ray's errors quote the remote traceback; what went wrong stands in the last line.
-        raise OperatorError(f"{what}: {str(exc).strip().splitlines()[-1]}") from exc
+        lines = str(exc).strip().splitlines() or [type(exc).__name__]
+        raise OperatorError(f"{what}: {lines[-1]}") from exc
 
 
 class GatewayReplica:
@@ -153,7 +160,7 @@ def _application(settings: Settings) -> Application:
         # Our middleware bounds what is in flight, and answers in our own words; Ray's bound is a backstop.
         max_ongoing_requests=2 * settings.max_requests_in_flight,
         max_queued_requests=settings.max_requests_in_flight,
-        graceful_shutdown_timeout_s=DRAIN_TIMEOUT_SECONDS,
+        graceful_shutdown_timeout_s=_drain_seconds(settings),
         ray_actor_options={"num_cpus": 0.1},
     )(serve.ingress()(GatewayReplica))
     return gateway.bind()

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -123,17 +124,18 @@ class Detector:
         self._metrics.batch_pictures.observe(len(pictures))
 
         begin = self._clock.monotonic()
-        batch_nhwc, geometries = await self._in_thread(
-            letterbox_batch,
-            [picture.rgb for picture in pictures],
-            input_size=contract.input_size,
-            fill_value=preprocessing.resize.fill_value,
-            color_space=preprocessing.format.color_space,
-        )
-        letterboxed = self._clock.monotonic()
-        output = await self._backend.infer(
-            contract, batch_nhwc, deadline=max(picture.deadline for picture in pictures)
-        )
+        with self._backend.batch_buffer(contract, len(pictures)) as batch_nhwc:
+            geometries = await self._in_thread_to_its_end(
+                letterbox_batch,
+                [picture.rgb for picture in pictures],
+                out=batch_nhwc,
+                fill_value=preprocessing.resize.fill_value,
+                color_space=preprocessing.format.color_space,
+            )
+            letterboxed = self._clock.monotonic()
+            output = await self._backend.infer(
+                contract, batch_nhwc, deadline=max(picture.deadline for picture in pictures)
+            )
         inferred = self._clock.monotonic()
         detections = await self._in_thread(
             detect_objects, contract, output.tensor, [picture.options for picture in pictures], geometries
@@ -155,3 +157,16 @@ class Detector:
         """OpenCV and numpy let go of the GIL, so the event loop goes on while a thread works."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
+
+    async def _in_thread_to_its_end(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Like `_in_thread`, but whoever is cancelled leaves only when no thread works any more.
+
+        For work that writes into what will be somebody else's next.
+        """
+        job = self._threads.submit(partial(work, *args, **kwargs))
+        try:
+            return await asyncio.wrap_future(job)
+        finally:
+            while not job.done():  # cancelled, perhaps more than once, after it had begun
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.gather(asyncio.wrap_future(job), return_exceptions=True)

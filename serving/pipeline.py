@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 from serving.detector import Detector
 from serving.domain.contract import ModelContract
@@ -14,7 +15,9 @@ from serving.domain.inference import InferenceAnswer, InferenceRequest, PictureA
 from serving.domain.tenant import Principal
 from serving.domain.usage import UsageEvent
 from serving.errors import Forbidden, InvalidRequest, ModelNotFound, RequestError
-from serving.ports import Admission, Clock, KeyStore, ModelCatalog, UsageMeter
+from serving.ports import Admission, Clock, KeyStore, ModelCatalog, Reservation, UsageMeter
+
+T = TypeVar("T")
 
 
 class Gateway:
@@ -41,8 +44,13 @@ class Gateway:
     def models(self, principal: Principal) -> list[ModelContract]:
         return [self._catalog.get(name) for name in self._catalog.names() if principal.may_use(name)]
 
-    async def infer(self, principal: Principal, request: InferenceRequest) -> InferenceAnswer:
-        """Raises any VisiongateError; a request that raises is not billed, and its tokens are given back."""
+    async def infer(
+        self, principal: Principal, request: InferenceRequest, render: Callable[[InferenceAnswer], T]
+    ) -> T:
+        """`render` makes what will be sent: nothing that can still fail comes after the bill.
+
+        Raises any VisiongateError; a request that raises is not billed, and its tokens are given back.
+        """
         contract = self._choose_model(principal, request.model)
         options = contract.options(
             confidence_threshold=request.confidence_threshold,
@@ -63,12 +71,21 @@ class Gateway:
                 request, lambda data: detector.detect(data, options, deadline=request.deadline)
             )
             answer = InferenceAnswer(contract, pictures)
-            await self._meter.settle(self._usage_event(principal, request, answer))
+            rendered = render(answer)
         except BaseException:
             # Also when the client has left: a cancelled request must not keep its tokens.
             await asyncio.shield(self._admission.give_back(reservation))
             raise
-        return answer
+        # A client that leaves now finds the event recorded and its tokens spent, never one without the other.
+        await asyncio.shield(self._settle(self._usage_event(principal, request, answer), reservation))
+        return rendered
+
+    async def _settle(self, event: UsageEvent, reservation: Reservation) -> None:
+        try:
+            await self._meter.settle(event)
+        except BaseException:
+            await self._admission.give_back(reservation)
+            raise
 
     def _choose_model(self, principal: Principal, name: str | None) -> ModelContract:
         if name is None:

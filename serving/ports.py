@@ -6,6 +6,7 @@ Every implementation of a port passes the same test suite (`tests/contract/`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -70,6 +71,15 @@ class InferenceOutput:
 
 
 class InferenceBackend(Protocol):
+    def batch_buffer(
+        self, contract: ModelContract, pictures: int
+    ) -> AbstractContextManager[NDArray[np.uint8]]:
+        """An uninitialised, C-contiguous (pictures, height, width, 3) array to make a batch in for `infer`.
+
+        Whoever writes into it must have stopped before the context ends: it may be another batch's by then.
+        `infer` takes any other array too, at the price of a copy.
+        """
+
     async def infer(
         self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float
     ) -> InferenceOutput:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,6 +78,12 @@ class Settings(BaseSettings):
 
     triton_start_timeout_seconds: Seconds = 90.0
     """How long the Triton started here may take until all its models are ready."""
+
+    shared_memory: bool = True
+    """Hand pictures to a Triton on this machine through shared memory."""
+
+    shared_memory_slots: Positive = 8
+    """Batches that fit into a replica's shared memory at a time; more travel in messages."""
 
     redis_url: SecretStr | None = None
     """`redis://…` of an external Redis or Valkey; None starts one here."""
@@ -162,6 +169,19 @@ class Settings(BaseSettings):
             values["database_url"] = f"sqlite:///{run_directory / 'visiongate.db'}"
         return values
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        if self.max_picture_pixels > self.max_decoded_pixels:
+            raise ValueError("max_picture_pixels must not exceed max_decoded_pixels")
+        if self.max_body_bytes > self.max_bodies_bytes:
+            raise ValueError("max_body_bytes must not exceed max_bodies_bytes")
+        ports = [name for name in type(self).model_fields if name == "port" or name.endswith("_port")]
+        for port, count in Counter(getattr(self, name) for name in ports).items():
+            if count > 1:
+                same = ", ".join(name for name in ports if getattr(self, name) == port)
+                raise ValueError(f"port {port} is given to more than one: {same}")
+        return self
+
 
 def load_settings() -> Settings:
     """Raises OperatorError, naming the variable, for a value that does not fit.
@@ -174,6 +194,8 @@ def load_settings() -> Settings:
     except ValidationError as exc:
         lines = [
             f"VISIONGATE_{'_'.join(map(str, error['loc'])).upper()}: {error['msg']}"
+            if error["loc"]
+            else error["msg"]
             for error in exc.errors(include_url=False)
         ]
         raise OperatorError("\n".join(lines)) from None
@@ -195,5 +217,10 @@ def _kept_secrets(path: Path) -> dict[str, str]:
         pass
     finally:
         draft.unlink()
-    kept: dict[str, str] = json.loads(path.read_text())
-    return kept
+    try:
+        kept = json.loads(path.read_text())
+        return {name: str(kept[name]) for name in KEPT_SECRETS}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OperatorError(
+            f"{path} does not hold the secrets that belong there; restore or remove it."
+        ) from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
@@ -14,6 +16,7 @@ from serving.adapters.keys import SqlKeyStore
 from serving.adapters.memory.admission import InMemoryAdmission
 from serving.adapters.memory.meter import InMemoryMeter
 from serving.adapters.prometheus import serve_metrics
+from serving.adapters.shared_memory import SharedSlots, allocate
 from serving.adapters.tiers import load_tiers
 from serving.adapters.triton import TritonBackend
 from serving.api.app import build_app
@@ -31,11 +34,14 @@ from serving.settings import Settings
 def build(settings: Settings) -> FastAPI:
     """One gateway process, for any ASGI server. Call it in the process that will serve."""
     log_to(settings.run_directory / "logs" / f"gateway-{os.getpid()}.jsonl", level=settings.log_level)
+    cv2.setNumThreads(1)  # pictures run side by side; a second level of threads would only get in the way
     clock = SystemClock()
     metrics = Metrics(CollectorRegistry())
     database = Database(settings.database_url)
     catalog = FolderCatalog(settings.model_repository)
-    backend = TritonBackend(settings.triton_grpc_address, clock=clock)
+    backend = TritonBackend(
+        settings.triton_grpc_address, clock=clock, shared_memory=_shared_slots(settings, catalog)
+    )
     threads = ThreadPoolExecutor(settings.vision_threads, thread_name_prefix="vision")
     decoded_pixels = Budget(settings.max_decoded_pixels)
     detectors = {
@@ -91,6 +97,23 @@ def build(settings: Settings) -> FastAPI:
         max_requests_in_flight=settings.max_requests_in_flight,
         on_shutdown=close,
     )
+
+
+def _shared_slots(settings: Settings, catalog: FolderCatalog) -> SharedSlots | None:
+    sizes = [catalog.get(name).input_size for name in catalog.names()]
+    if not (settings.shared_memory and sizes and _is_loopback(settings.triton_grpc_address)):
+        return None
+    picture_bytes = max(size.height * size.width * 3 for size in sizes)
+    return allocate(slots=settings.shared_memory_slots, slot_bytes=picture_bytes * settings.max_batch_size)
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether `host:port` is surely this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _detector_limits(settings: Settings) -> DetectorLimits:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from serving.triton.launcher import TritonPorts, TritonServer
-from tests import onnx_models
+from serving.triton.launcher import TritonServer
+from tests.support import onnx_models
+from tests.support.ports import free_triton_ports
 
 REPOSITORY = Path(__file__).parents[1] / "model_repo"
 START_TIMEOUT_SECONDS = 120.0
@@ -52,17 +54,27 @@ TINY_MODELS = {
         dynamic_batching { max_queue_delay_microseconds: 50000 }
         """,
     ),
-    "probe": (onnx_models.MEAN_OF_EACH, PROBE_CONFIG.replace("QUEUE_SIZE", "32")),
+    "probe": (onnx_models.MEAN_OF_EACH, PROBE_CONFIG.replace("QUEUE_SIZE", "64")),
     "narrow": (onnx_models.MEAN_OF_EACH, PROBE_CONFIG.replace("QUEUE_SIZE", "1")),
 }
 ONE_CPU_INSTANCE = "instance_group [{ count: 1 kind: KIND_CPU }]\n"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    """A developer's own `VISIONGATE_…` would change what is tested."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in list(os.environ):
+            if name.startswith("VISIONGATE_") and not name.startswith("VISIONGATE_TEST_"):
+                monkeypatch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A real Triton that serves the sample model, `shapes`."""
     with TritonServer(
-        REPOSITORY, ["shapes"], TritonPorts.free(), run_directory=tmp_path_factory.mktemp("triton")
+        REPOSITORY, ["shapes"], free_triton_ports(), run_directory=tmp_path_factory.mktemp("triton")
     ) as server:
         server.wait_ready(START_TIMEOUT_SECONDS)
         yield server
@@ -83,7 +95,7 @@ def tiny_triton(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory)
     with TritonServer(
         tiny_repository,
         list(TINY_MODELS),
-        TritonPorts.free(),
+        free_triton_ports(),
         run_directory=tmp_path_factory.mktemp("tiny_triton"),
     ) as server:
         server.wait_ready(START_TIMEOUT_SECONDS)

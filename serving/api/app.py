@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -16,6 +17,8 @@ from serving.api.middleware import RequestMiddleware
 from serving.api.problems import problem_response
 from serving.errors import InternalError, InvalidRequest, MethodNotAllowed, RouteNotFound, VisiongateError
 from serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 
 def build_app(
@@ -35,6 +38,8 @@ def build_app(
         summary="Pictures in, boxes out.",
         version=version("visiongate"),
         lifespan=lifespan,
+        # A redirect would send the client, key and all, to whatever host its own header names.
+        redirect_slashes=False,
     )
     for router in routers:
         app.include_router(router)
@@ -53,7 +58,12 @@ async def _answer_error(request: Request, exc: Exception) -> Response:
     context = context_of(request)
     error = _translate(exc)
     context.code = error.code
-    return problem_response(error, request_id=context.request_id, instance=request.url.path)
+    if error.status == InternalError.status:
+        logger.error("internal", exc_info=exc, extra={"facts": {"request_id": context.request_id}})
+    response = problem_response(error, request_id=context.request_id, instance=request.url.path)
+    if isinstance(exc, HTTPException) and exc.headers and "Allow" in exc.headers:
+        response.headers["Allow"] = exc.headers["Allow"]
+    return response
 
 
 def _translate(exc: Exception) -> VisiongateError:

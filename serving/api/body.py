@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.requests import Request
-from starlette.types import Message
 
 from serving.budget import Budget
 from serving.errors import DeadlineExceeded, Overloaded, PayloadTooLarge
@@ -51,16 +50,6 @@ async def held_body(request: Request, limits: BodyLimits, held_bytes: Budget) ->
         yield await read()
     finally:
         held_bytes.give_back(taken_bytes)
-
-
-def replayed(request: Request, body: bytes) -> Request:
-    """The same request with its body already read, for a parser that wants to read it itself."""
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    # Without "app" in the scope, Starlette raises its parser's own error instead of an HTTP answer.
-    return Request({key: value for key, value in request.scope.items() if key != "app"}, receive)
 
 
 def _declared_length(request: Request) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -106,6 +107,9 @@ def data_plane_router(plane: DataPlane) -> APIRouter:
         ready = all(checks.values())
         return _json({"ready": ready, "checks": checks}, status=200 if ready else 503)
 
+    # RFC 9110, section 9.1: whoever answers GET answers HEAD.
+    for path, get in (("/healthz", healthz), ("/readyz", readyz), ("/v1/models", models)):
+        router.add_api_route(path, get, methods=["HEAD"], include_in_schema=False)
     return router
 
 
@@ -117,14 +121,22 @@ async def _infer(plane: DataPlane, request: Request, *, deployment_id: str | Non
     async with held_body(request, plane.body_limits, plane.held_bytes) as body:
         context.stage_seconds["body"] = context.elapsed_seconds - body_begin
         asked = await read_inference_request(
-            request, body, request_id=context.request_id, deployment_id=deployment_id, deadline=deadline
+            request,
+            body,
+            request_id=context.request_id,
+            deployment_id=deployment_id,
+            deadline=deadline,
+            max_pictures=principal.tier.max_pictures_per_request,
         )
-        answer = await plane.gateway.infer(principal, asked)
+        return await plane.gateway.infer(principal, asked, partial(_render, context, single=asked.single))
+
+
+def _render(context: RequestContext, answer: InferenceAnswer, *, single: bool) -> Response:
     context.facts.update(
         model=answer.contract.name, model_version=answer.model_version, pictures=len(answer.pictures)
     )
     _note_stages(context, answer)
-    return inference_response(answer, context, single=asked.single)
+    return inference_response(answer, context, single=single)
 
 
 async def _authenticate(plane: DataPlane, request: Request) -> Principal:

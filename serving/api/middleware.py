@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from starlette.datastructures import MutableHeaders
@@ -45,15 +46,17 @@ class RequestMiddleware:
         try:
             self._refuse_a_crowd(scope["path"])
             await self._app(scope, receive, answer.send)
-        except ClientDisconnect:
+        except (ClientDisconnect, asyncio.CancelledError) as exc:
             answer.context.code = "client_left"
+            if isinstance(exc, asyncio.CancelledError):
+                raise
         except Exception as exc:
             error = exc if isinstance(exc, VisiongateError) else InternalError()
             if error is not exc:
                 logger.exception("unhandled", extra={"facts": {"request_id": answer.context.request_id}})
+            answer.context.code = error.code
             if answer.status != CLIENT_LEFT:
                 raise  # half an answer is out: closing the connection is all that is left
-            answer.context.code = error.code
             response = problem_response(error, request_id=answer.context.request_id, instance=scope["path"])
             await response(scope, receive, answer.send)
 

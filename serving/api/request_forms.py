@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
+import orjson
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serving.api.body import replayed
 from serving.api.schemas import PICTURE_MEDIA_TYPES, InferenceBody, InferenceOptions
 from serving.domain.inference import InferenceRequest, SentPicture
 from serving.errors import InvalidRequest, PictureUndecodable, UnsupportedMediaType
 
-MAX_FORM_PARTS = 1024
-MAX_FORM_FIELD_BYTES = 4096
+MAX_FIELDS = 64
+MAX_FIELD_BYTES = 4096
+LARGE_BODY_BYTES = 256 * 1024
+"""Above this, parsing takes long enough to leave the event loop to others."""
+
+Form = tuple[InferenceOptions, tuple[SentPicture, ...], bool]
+"""Options, pictures, and whether it was one picture that was asked about."""
 
 
 async def read_inference_request(
-    request: Request, body: bytes, *, request_id: str, deployment_id: str | None, deadline: float
+    request: Request,
+    body: bytes,
+    *,
+    request_id: str,
+    deployment_id: str | None,
+    deadline: float,
+    max_pictures: int,
 ) -> InferenceRequest:
-    """Raises InvalidRequest, UnsupportedMediaType."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "application/json":
-        options, pictures, single = _json_form(body)
-    elif media_type == "multipart/form-data":
-        options, pictures, single = await _multipart_form(replayed(request, body))
-    elif media_type in PICTURE_MEDIA_TYPES:
-        options, pictures, single = _options(_text_fields(request.query_params.multi_items())), (body,), True
-    else:
-        raise UnsupportedMediaType(media_type[:100] or "a body without Content-Type")
-    if deployment_id is not None and options.model not in (None, deployment_id):
-        raise InvalidRequest("The model in the request differs from the one in the path.")
+    """Raises InvalidRequest, UnsupportedMediaType. What is too long is refused before it is looked into."""
+    options, pictures, single = await _read_form(request, body, max_pictures)
     return InferenceRequest(
         request_id=request_id,
-        model=deployment_id if deployment_id is not None else options.model,
+        model=_one_model(deployment_id, request.query_params.get("model"), options.model),
         pictures=pictures,
         single=single,
         deadline=deadline,
@@ -48,9 +51,43 @@ async def read_inference_request(
     )
 
 
-def _json_form(body: bytes) -> tuple[InferenceOptions, tuple[SentPicture, ...], bool]:
+async def _read_form(request: Request, body: bytes, max_pictures: int) -> Form:
+    content_type = request.headers.get("content-type", "")
+    media_type = content_type.partition(";")[0].strip().lower()
+    query = request.query_params.multi_items()
+    if media_type in PICTURE_MEDIA_TYPES:
+        return _options(_text_fields(query)), (body,), True
+    if media_type not in {"application/json", "multipart/form-data"}:
+        raise UnsupportedMediaType(media_type[:100] or "a body without Content-Type")
+    if any(name != "model" for name, _ in query):
+        raise InvalidRequest("Options stand in the body; only 'model' may stand in the query beside one.")
+    if media_type == "multipart/form-data":
+        return await _multipart_form(content_type, body, max_pictures)
+    if len(body) > LARGE_BODY_BYTES:
+        return await asyncio.to_thread(_json_form, body, max_pictures)
+    return _json_form(body, max_pictures)
+
+
+def _one_model(*names: str | None) -> str | None:
+    given = {name for name in names if name is not None}
+    if len(given) > 1:
+        raise InvalidRequest("The request names different models in its path, query and body.")
+    return given.pop() if given else None
+
+
+def _json_form(body: bytes, max_pictures: int) -> Form:
     try:
-        parsed = InferenceBody.model_validate_json(body)
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise InvalidRequest(f"The body is not JSON: {exc.msg} at character {exc.pos}.") from exc
+    if not isinstance(fields, dict):
+        raise InvalidRequest("The body is not a JSON object.")
+    # Before pydantic sees them: it reports on every single entry.
+    _require_at_most(MAX_FIELDS, fields, "fields")
+    if isinstance(fields.get("images"), list):
+        _require_at_most(max_pictures, fields["images"], "pictures")
+    try:
+        parsed = InferenceBody.model_validate(fields)
     except ValidationError as exc:
         raise _invalid(exc) from exc
     if parsed.image is not None:
@@ -58,16 +95,33 @@ def _json_form(body: bytes) -> tuple[InferenceOptions, tuple[SentPicture, ...], 
     return parsed, tuple(_base64(text) for text in parsed.images or ()), False
 
 
-async def _multipart_form(request: Request) -> tuple[InferenceOptions, tuple[SentPicture, ...], bool]:
+def _require_at_most(limit: int, entries: dict[str, Any] | list[Any], what: str) -> None:
+    if len(entries) > limit:
+        raise InvalidRequest(f"{len(entries)} {what} in one request are more than the {limit} allowed.")
+
+
+class _InMemoryParser(MultiPartParser):
+    spool_max_size = 2**31  # the body is in memory already: no part of it goes to a disk
+
+
+async def _multipart_form(content_type: str, body: bytes, max_pictures: int) -> Form:
+    # Rebuilt, because a charset among its parameters would choose any of Python's codecs.
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    headers = Headers(raw=[(b"content-type", b"multipart/form-data; boundary=" + boundary)])
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield body
+
+    parser = _InMemoryParser(
+        headers, stream(), max_files=max_pictures, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+    )
     try:
-        form = await request.form(
-            max_files=MAX_FORM_PARTS, max_fields=MAX_FORM_PARTS, max_part_size=MAX_FORM_FIELD_BYTES
-        )
-    except MultiPartException as exc:
-        raise InvalidRequest("The multipart body cannot be parsed.") from exc
+        form = await parser.parse()
+    except (MultiPartException, ValueError) as exc:
+        raise InvalidRequest(f"The multipart body cannot be read: {str(exc)[:200]}") from exc
     try:
-        files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
         fields = [(name, part) for name, part in form.multi_items() if isinstance(part, str)]
+        files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
         if any(name != "image" for name, _ in files):
             raise InvalidRequest("A file part has a name other than 'image'.")
         pictures = tuple([await file.read() for _, file in files])

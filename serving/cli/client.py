@@ -1,4 +1,4 @@
-"""The command's own HTTP client of a running gateway."""
+"""The command's own HTTP client of a running gateway; proxies of the environment are not for it."""
 
 from __future__ import annotations
 
@@ -51,13 +51,16 @@ class GatewayClient:
 
     def is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self._url}/readyz", timeout=TIMEOUT).status_code == httpx.codes.OK
+            return (
+                httpx.get(f"{self._url}/readyz", timeout=TIMEOUT, trust_env=False).status_code
+                == httpx.codes.OK
+            )
         except httpx.HTTPError:
             return False
 
     def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         try:
-            response = httpx.request(method, self._url + path, timeout=TIMEOUT, **request)
+            response = httpx.request(method, self._url + path, timeout=TIMEOUT, trust_env=False, **request)
         except httpx.HTTPError as exc:
             raise OperatorError(f"{self._url} does not answer: {exc}") from exc
         if response.is_success:

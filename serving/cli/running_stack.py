@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from serving.errors import OperatorError
 
 FILE_NAME = "gateway.json"
+LOCK_NAME = "up.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,10 @@ class RunningStack:
         return draft.replace(path)
 
     @classmethod
+    def forget(cls, run_directory: Path) -> None:
+        (run_directory / FILE_NAME).unlink(missing_ok=True)
+
+    @classmethod
     def find(cls, run_directory: Path) -> RunningStack:
         """Raises OperatorError when none runs."""
         try:
@@ -51,6 +59,22 @@ class RunningStack:
                 f"The stack in {run_directory} has died: start it again with `visiongate up`."
             )
         return stack
+
+
+@contextmanager
+def the_only_stack_in(run_directory: Path) -> Iterator[None]:
+    """Raises OperatorError where another runs. What a killed one has left to be found is removed.
+
+    The kernel lets go of the lock however we end, so there is no stale lock to clear.
+    """
+    run_directory.mkdir(parents=True, exist_ok=True)
+    with (run_directory / LOCK_NAME).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OperatorError(f"A stack runs from {run_directory} already: stop it first.") from None
+        RunningStack.forget(run_directory)
+        yield
 
 
 def _is_alive(pid: int) -> bool:

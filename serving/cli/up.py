@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from serving.cli.client import GatewayClient
 from serving.cli.console import errors, out
 from serving.cli.drawing import draw_predictions, predictions_table
-from serving.cli.running_stack import RunningStack
+from serving.cli.running_stack import RunningStack, the_only_stack_in
 from serving.logs import log_to
 from serving.settings import Settings, load_settings
 from serving.stack import LocalStack, wait_until
@@ -27,24 +27,23 @@ def up() -> None:
     settings = load_settings()
     log_to(settings.run_directory / "logs" / "stack.jsonl", level=settings.log_level)
     _on_stop_signals(_interrupt)
-    running: Path | None = None
-    try:
-        with LocalStack(settings) as stack:
-            try:
-                _start(stack)
-                running = _introduce(stack, settings, began)
-                while True:
-                    signal.pause()
-            except KeyboardInterrupt:
-                pass
-            finally:
-                # From here on another Ctrl-C would only leave processes behind.
-                _on_stop_signals(signal.SIG_IGN)
-                if running is not None:
-                    running.unlink(missing_ok=True)
-                errors.print("Stopping …", style="dim")
-    finally:
-        errors.print("Stopped.", style="dim")
+    with the_only_stack_in(settings.run_directory):
+        try:
+            with LocalStack(settings) as stack:
+                try:
+                    _start(stack)
+                    _introduce(stack, settings, began)
+                    while True:
+                        signal.pause()
+                except KeyboardInterrupt:
+                    pass
+                finally:
+                    # From here on another Ctrl-C would only leave processes behind.
+                    _on_stop_signals(signal.SIG_IGN)
+                    RunningStack.forget(settings.run_directory)
+                    errors.print("Stopping …", style="dim")
+        finally:
+            errors.print("Stopped.", style="dim")
 
 
 def _on_stop_signals(handler: signal.Handlers | Callable[[int, FrameType | None], NoReturn]) -> None:
@@ -69,7 +68,7 @@ def _start(stack: LocalStack) -> None:
         progress.advance(task)
 
 
-def _introduce(stack: LocalStack, settings: Settings, began: float) -> Path:
+def _introduce(stack: LocalStack, settings: Settings, began: float) -> None:
     """Prove it with a picture, then tell people and programs where everything is."""
     api_key = stack.issue_key()
     annotated = _first_prediction(stack, settings, api_key, began)
@@ -88,7 +87,6 @@ def _introduce(stack: LocalStack, settings: Settings, began: float) -> Path:
     path = running.save(settings.run_directory)
     out.print(f"\nServing on [bold]{stack.url}[/] (docs at {stack.url}/docs); everything else in {path}")
     out.print("Stop with Ctrl-C.", style="dim")
-    return path
 
 
 def _first_prediction(stack: LocalStack, settings: Settings, api_key: str, began: float) -> Path | None:

@@ -16,6 +16,7 @@ from serving.domain.geometry import Size
 from serving.domain.options import DetectionOptions
 from serving.errors import InvalidRequest, OperatorError
 
+Side = Annotated[int, Field(ge=1, le=16_384)]
 Threshold = Annotated[float, Field(ge=0, le=1)]
 Head = Literal["yolo_raw", "yolo_end_to_end"]
 _JSON_OBJECT = TypeAdapter(dict[str, Any])
@@ -35,7 +36,7 @@ class ModelInfo(_Part):
 
 class Resize(_Part):
     method: Literal["letterbox"]
-    size: tuple[int, int]
+    size: tuple[Side, Side]
     fill_value: Annotated[int, Field(ge=0, le=255)]
     interpolation: Literal["bilinear"] = "bilinear"
 
@@ -113,7 +114,12 @@ class ModelContract(_Part):
         expected_bbox_format = {"yolo_raw": "cxcywh", "yolo_end_to_end": "xyxy"}[self.head]
         if self.postprocessing.output_format.bbox_format != expected_bbox_format:
             raise ValueError(f"the {self.head} head answers {expected_bbox_format} boxes")
-        shape = self.output_spec[0].shape
+        width, height = self.preprocessing.resize.size
+        if self.input.shape[1:] != (height, width, 3) or self.input.dtype != "uint8":
+            raise ValueError(f"a {width} x {height} picture does not fit the input {self.input}")
+        if self.output.dtype != "float32":
+            raise ValueError(f"the output must be float32, not {self.output.dtype}")
+        shape = self.output.shape
         if self.head == "yolo_raw" and (len(shape) != 3 or shape[1] != 4 + len(self.classes)):
             raise ValueError(f"{len(self.classes)} classes do not fit an output of shape {list(shape)}")
         if self.head == "yolo_end_to_end" and (len(shape) != 3 or shape[2] != 6):

@@ -23,7 +23,7 @@ from serving.errors import OperatorError
 
 _OUR_BACKEND = Path(__file__).parent / "backends" / "onnxruntime"
 _STUB = "triton_python_backend_stub"
-_STUB_TRIAL_SECONDS = 20.0
+_TRIAL_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,20 @@ class Installation:
             env["CUDA_VISIBLE_DEVICES"] = ""
         return env
 
+    def knows(self, option: str) -> bool:
+        """Whether this tritonserver has a command-line option, by its own help. One it lacks would end it."""
+        try:
+            told = subprocess.run(  # noqa: S603 - the server that is to be started
+                [self.executable, "--help"],
+                env=self.environment(),
+                capture_output=True,
+                timeout=_TRIAL_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            raise OperatorError(f"{self.executable} cannot be run: {exc}.") from exc
+        return option.encode() in (told.stdout + told.stderr).split()
+
     def _add_stub(self, target: Path) -> None:
         if not self.python_stub.is_file():
             raise OperatorError(
@@ -114,7 +128,7 @@ class Installation:
         """Without arguments it ends with status 1; where it cannot run, say why, which Triton would not."""
         try:
             trial = subprocess.run(  # noqa: S603 - a file that we have just put there
-                [stub], env=self.environment(), capture_output=True, timeout=_STUB_TRIAL_SECONDS, check=False
+                [stub], env=self.environment(), capture_output=True, timeout=_TRIAL_SECONDS, check=False
             )
         except OSError as exc:
             raise OperatorError(

@@ -49,13 +49,6 @@ class TritonPorts:
                 f"Triton needs three different ports between 1 and 65535, not {astuple(self)}."
             )
 
-    @classmethod
-    def free(cls) -> TritonPorts:
-        """Ports that nobody uses at this moment, chosen by the system."""
-        with ExitStack() as stack:
-            sockets = [stack.enter_context(socket.create_server((ADDRESS, 0))) for _ in range(3)]
-            return cls(*(listener.getsockname()[1] for listener in sockets))
-
     def require_free(self) -> None:
         """Raises OperatorError, naming the first port that somebody listens on."""
         for field in fields(self):
@@ -167,7 +160,12 @@ class TritonServer:
         backends = installation.backend_directory(workspace.path / "backends")
         return ManagedProcess(
             "tritonserver",
-            [installation.executable, *self._arguments(backends, workspace.shared_memory_prefix)],
+            [
+                installation.executable,
+                *self._arguments(backends, workspace.shared_memory_prefix),
+                # Off by default in the servers that know it; those before let every client.
+                *(["--allow-client-shm=true"] if installation.knows("--allow-client-shm") else []),
+            ],
             logger=self._logger,
             env=installation.environment(),
             level_of=level_of,

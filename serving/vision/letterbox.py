@@ -15,15 +15,17 @@ ColorSpace = Literal["RGB", "BGR"]
 
 
 def letterbox_batch(
-    pictures_rgb: Sequence[NDArray[np.uint8]], *, input_size: Size, fill_value: int, color_space: ColorSpace
-) -> tuple[NDArray[np.uint8], list[LetterboxGeometry]]:
-    """B pictures, each (H, W, 3) uint8 RGB of any size, as one (B, height, width, 3) uint8 batch."""
-    batch_nhwc = np.empty((len(pictures_rgb), input_size.height, input_size.width, 3), np.uint8)
-    geometries = [
+    pictures_rgb: Sequence[NDArray[np.uint8]],
+    *,
+    out: NDArray[np.uint8],
+    fill_value: int,
+    color_space: ColorSpace,
+) -> list[LetterboxGeometry]:
+    """Write B pictures, each (H, W, 3) uint8 RGB of any size, into `out`, (B, height, width, 3) uint8."""
+    return [
         letterbox_into(picture_rgb, slot_hwc, fill_value=fill_value, color_space=color_space)
-        for picture_rgb, slot_hwc in zip(pictures_rgb, batch_nhwc, strict=True)
+        for picture_rgb, slot_hwc in zip(pictures_rgb, out, strict=True)
     ]
-    return batch_nhwc, geometries
 
 
 def letterbox_into(

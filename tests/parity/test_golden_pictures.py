@@ -18,6 +18,7 @@ from serving.domain.contract import ModelContract
 from serving.vision.decode import decode_rgb
 from serving.vision.letterbox import letterbox_batch
 from serving.vision.postprocess import detect
+from tests.support.same_detections import assert_same_detections, from_json
 
 REPOSITORY = Path(__file__).parents[2]
 PICTURES = REPOSITORY / "tests/golden/pictures"
@@ -25,8 +26,6 @@ GOLDEN: dict[str, Any] = json.loads((REPOSITORY / "tests/golden/predictions.json
 CONTRACT = ModelContract.parse((REPOSITORY / "model_repo/shapes/metadata.json").read_bytes())
 OPTIONS = CONTRACT.options()
 MAX_PIXELS = 50_000_000
-MIN_IOU = 0.99
-MAX_CONFIDENCE_DIFFERENCE = 0.002
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +45,10 @@ def run(model: onnxruntime.InferenceSession, batch_nhwc: NDArray[np.uint8]) -> N
 def detected(model: onnxruntime.InferenceSession, names: list[str]) -> list[list[Detection]]:
     """What the gateway's own code finds in these pictures, as one batch."""
     preprocessing = CONTRACT.preprocessing
-    batch_nhwc, geometries = letterbox_batch(
+    batch_nhwc = np.empty((len(names), CONTRACT.input_size.height, CONTRACT.input_size.width, 3), np.uint8)
+    geometries = letterbox_batch(
         [decode_rgb((PICTURES / name).read_bytes(), max_pixels=MAX_PIXELS) for name in names],
-        input_size=CONTRACT.input_size,
+        out=batch_nhwc,
         fill_value=preprocessing.resize.fill_value,
         color_space=preprocessing.format.color_space,
     )
@@ -63,10 +63,7 @@ def detected(model: onnxruntime.InferenceSession, names: list[str]) -> list[list
 
 
 def expected_by_ultralytics(name: str) -> list[Detection]:
-    return [
-        Detection(_box(entry["bbox"]), entry["confidence"], entry["class_id"])
-        for entry in GOLDEN["pictures"][name]["predictions"]
-    ]
+    return [from_json(entry, entry["class_id"]) for entry in GOLDEN["pictures"][name]["predictions"]]
 
 
 def expected_by_oracle(model: onnxruntime.InferenceSession, name: str) -> list[Detection]:
@@ -86,23 +83,6 @@ def expected_by_oracle(model: onnxruntime.InferenceSession, name: str) -> list[D
 def _box(numbers: list[float]) -> Box:
     x_min, y_min, x_max, y_max = numbers
     return x_min, y_min, x_max, y_max
-
-
-def assert_same_detections(found: list[Detection], expected: list[Detection]) -> None:
-    """Same count, and one to one: same class, IoU and confidence within the tolerances.
-
-    Not by rank: two confidences that differ by less than the tolerance may change places.
-    """
-    assert len(found) == len(expected)
-    left = list(expected)
-    for one in found:
-        partner = max(
-            left, key=lambda other: (other.class_id == one.class_id, reference.iou(other.box, one.box))
-        )
-        assert partner.class_id == one.class_id
-        assert reference.iou(partner.box, one.box) >= MIN_IOU
-        assert partner.confidence == pytest.approx(one.confidence, abs=MAX_CONFIDENCE_DIFFERENCE)
-        left.remove(partner)
 
 
 def test_every_golden_picture_has_its_golden_predictions_and_the_other_way_round() -> None:

@@ -1,29 +1,27 @@
-"""A whole stack as its user starts it: `visiongate up` in a process of its own, on free ports."""
+"""A whole stack as its user starts it, in a process of its own, on free ports; and nothing of it left."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import psutil
+from tests.support.leftovers import RunProcesses
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).parent / "visiongate"
+UP = (str(COMMAND), "up")
 START_TIMEOUT_SECONDS = 120
 STOP_TIMEOUT_SECONDS = 60
-PORT_RANGE = range(20_000, 29_000)
 PORTS = (
     "PORT",
     "REPLICA_PORT",
@@ -67,15 +65,8 @@ class Stack:
             check=False,
         )
 
-
-def free_ports(count: int) -> list[int]:
-    """From a range that neither the system nor Ray hands out, so that they stay free until they are used."""
-    return list(islice(filter(_is_free, random.sample(PORT_RANGE, len(PORT_RANGE))), count))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+    def logs(self) -> str:
+        return "".join(path.read_text() for path in sorted((self.run_directory / "logs").glob("*.jsonl")))
 
 
 def environment(run_directory: Path, **settings: str) -> dict[str, str]:
@@ -92,53 +83,72 @@ def environment(run_directory: Path, **settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def running_stack(
-    run_directory: Path, *, stop_with: int = signal.SIGTERM, **settings: str
-) -> Iterator[Stack]:
-    """Started, ready, and at the end stopped; fails if it leaves a process behind."""
-    variables = environment(run_directory, **settings)
-    output = run_directory / "output.txt"
+def started(
+    run_directory: Path, *, command: Sequence[str] = UP, **settings: str
+) -> Iterator[tuple[subprocess.Popen[str], RunProcesses, dict[str, str]]]:
+    """Only started: whatever of it still runs at the end is killed, and fails the test."""
     run_directory.mkdir(parents=True, exist_ok=True)
-    with output.open("w") as sink:
+    variables = environment(run_directory, **settings)
+    with (run_directory / "output.txt").open("w") as sink:
+        # As in a terminal, a session of its own: Ctrl-C goes to all of it, and to none of ours.
         process = subprocess.Popen(
-            [COMMAND, "up"], env=variables, stdout=sink, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=ROOT,
+            env=variables,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
+    processes = RunProcesses(process.pid, run_directory)
+    try:
+        yield process, processes, variables
+    finally:
+        left = processes.still_there()
+        processes.remove()
+        process.wait()
+    assert not left, f"left behind: {left}\n{output_of(run_directory)}"
+
+
+@contextmanager
+def running_stack(
+    run_directory: Path,
+    *,
+    command: Sequence[str] = UP,
+    stop_with: int = signal.SIGTERM,
+    exit_status: int = 0,
+    **settings: str,
+) -> Iterator[Stack]:
+    """Started, ready, and at the end stopped; fails if it leaves a process or a folder behind."""
+    with started(run_directory, command=command, **settings) as (process, processes, variables):
+        described = await_description(process, run_directory)
+        processes.look()
         try:
-            described = _await_description(process, run_directory / "gateway.json", output)
             yield Stack(process, run_directory, variables, described)
         finally:
-            descendants = _descendants(process)
-            process.send_signal(stop_with)
-            try:
-                process.wait(STOP_TIMEOUT_SECONDS)
-            finally:
-                _, slow = psutil.wait_procs(descendants, timeout=5)
-                left = [child for child in slow if _lives(child)]
-                for child in left:
-                    child.kill()
-                process.kill()
-    assert not left, f"left behind: {left}\n{output.read_text()}"
-    assert process.returncode == 0, output.read_text()
+            processes.look()
+            stop(process, stop_with)
+        assert process.returncode == exit_status, output_of(run_directory)
 
 
-def _await_description(process: subprocess.Popen[str], path: Path, output: Path) -> Any:
+def stop(process: subprocess.Popen[str], number: int) -> None:
+    """SIGINT as from a terminal, to the whole foreground group; others to the one process."""
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    process.wait(STOP_TIMEOUT_SECONDS)
+
+
+def await_description(process: subprocess.Popen[str], run_directory: Path) -> Any:
+    path = run_directory / "gateway.json"
     give_up = time.monotonic() + START_TIMEOUT_SECONDS
     while not path.exists():
-        assert process.poll() is None, f"it ended:\n{output.read_text()}"
-        assert time.monotonic() < give_up, f"it did not start:\n{output.read_text()}"
+        assert process.poll() is None, f"it ended:\n{output_of(run_directory)}"
+        assert time.monotonic() < give_up, f"it did not start:\n{output_of(run_directory)}"
         time.sleep(0.1)
     return json.loads(path.read_text())
 
 
-def _descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _lives(child: psutil.Process) -> bool:
-    try:
-        return child.is_running() and child.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def output_of(run_directory: Path) -> str:
+    return (run_directory / "output.txt").read_text()

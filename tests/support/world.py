@@ -11,7 +11,6 @@ from typing import Any
 import cv2
 import httpx
 import numpy as np
-import orjson
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
@@ -34,6 +33,7 @@ from serving.domain.key_record import issue_key
 from serving.domain.tenant import Tier
 from serving.metrics import Metrics
 from serving.pipeline import Gateway
+from tests.support.contracts import contract
 
 SECRET = SecretStr("a secret that only tests use, long enough")
 INPUT_SIDE = 64
@@ -42,35 +42,9 @@ MAX_PIXELS = 1_000_000
 MAX_REQUESTS = 8
 
 
-def metadata(name: str = "shapes", **changes: Any) -> dict[str, Any]:
-    return {
-        "schema_version": "1.0",
-        "model_info": {
-            "framework": "ultralytics",
-            "task_type": "detection",
-            "model_name": name,
-            "export_format": "onnx",
-            "version": "1",
-        },
-        "preprocessing": {
-            "resize": {"method": "letterbox", "size": [INPUT_SIDE, INPUT_SIDE], "fill_value": 114},
-            "format": {"input_layout": "NHWC", "color_space": "RGB", "dtype": "uint8"},
-            "embedded": True,
-        },
-        "postprocessing": {
-            "nms": {
-                "enabled": True,
-                "embedded": False,
-                "iou_threshold": 0.45,
-                "confidence_threshold": 0.25,
-                "max_detections": 300,
-            },
-            "output_format": {"head": "yolo_raw", "bbox_format": "cxcywh", "coordinates": "pixels"},
-        },
-        "input_spec": [{"name": "images", "shape": [-1, INPUT_SIDE, INPUT_SIDE, 3], "dtype": "uint8"}],
-        "output_spec": [{"name": "predictions", "shape": [-1, 6, 3], "dtype": "float32"}],
-        "classes": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
-    } | changes
+def make_contract(name: str = "shapes") -> ModelContract:
+    """The contract that `three_anchors` keeps."""
+    return contract(name, side=INPUT_SIDE, anchors=3, classes=["cat", "dog"])
 
 
 def three_anchors(batch_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -105,7 +79,7 @@ async def running_world(
     tier: Tier, *, model: Model = three_anchors, request_timeout_seconds: float = 10
 ) -> AsyncIterator[World]:
     clock = SystemClock()
-    contracts = [ModelContract.parse(orjson.dumps(metadata(name))) for name in ("shapes", "other")]
+    contracts = [make_contract(name) for name in ("shapes", "other")]
     metrics = Metrics(CollectorRegistry())
     keys = InMemoryKeyStore(server_secret=SECRET, tiers={tier.name: tier}, clock=clock)
     meter = InMemoryMeter()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,11 @@ class InMemoryBackend:
         self._run = run
         self._clock = clock
         self._model_version = model_version
+
+    @contextlib.contextmanager
+    def batch_buffer(self, contract: ModelContract, pictures: int) -> Iterator[NDArray[np.uint8]]:
+        size = contract.input_size
+        yield np.empty((pictures, size.height, size.width, 3), np.uint8)
 
     async def infer(
         self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.domain.tenant import Tier
+from tests.support.tiers import make_tier
 from tests.support.world import encode, running_world, three_anchors
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -18,14 +19,7 @@ WHITE = encode(np.full((64, 64, 3), 255, np.uint8))
 
 @pytest.fixture
 def tier() -> Tier:
-    return Tier(
-        name="two",
-        rate_limit_per_minute=1,
-        burst=2,
-        monthly_quota=None,
-        max_pictures_per_request=2,
-        gpu=False,
-    )
+    return make_tier(rate=1, burst=2, max_pictures=2)
 
 
 async def test_a_failed_request_gives_its_tokens_back(tier: Tier) -> None:

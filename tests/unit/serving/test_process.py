@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 from serving.errors import OperatorError
 from serving.process import Backoff, ManagedProcess
+from tests.support.waiting import eventually
 
 LOGGER = logging.getLogger("tests.program")
 
@@ -32,16 +32,6 @@ children = [subprocess.Popen(sleeper), subprocess.Popen(sleeper, start_new_sessi
 print('children', *[child.pid for child in children], flush=True)
 signal.pause()
 """
-
-
-def eventually(is_so: Callable[[], bool], *, within_seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + within_seconds
-    pause = threading.Event()
-    while not is_so():
-        if time.monotonic() > deadline:
-            return False
-        pause.wait(0.01)
-    return True
 
 
 def is_gone(pid: int) -> bool:

@@ -20,9 +20,10 @@ from serving.adapters.triton import TritonBackend, _request_message, error_for
 from serving.domain.contract import ModelContract
 from serving.errors import BackendUnavailable, DeadlineExceeded, InternalError, Overloaded
 from serving.ports import InferenceOutput
-from serving.triton.launcher import TritonPorts, TritonServer
-from tests import onnx_models
+from serving.triton.launcher import TritonServer
 from tests.conftest import START_TIMEOUT_SECONDS
+from tests.support import onnx_models
+from tests.support.ports import free_triton_ports
 
 CONTRACT = onnx_models.probe_contract("narrow")
 CLOCK = ManualClock()
@@ -122,7 +123,7 @@ async def test_an_answer_that_is_not_the_contracts_is_an_internal_error(
 
 
 async def test_nobody_listening_is_unavailable_at_once() -> None:
-    backend = TritonBackend(f"127.0.0.1:{TritonPorts.free().grpc}", CLOCK)
+    backend = TritonBackend(f"127.0.0.1:{free_triton_ports().grpc}", CLOCK)
 
     async with asyncio.timeout(5):
         assert not await backend.is_ready(CONTRACT)
@@ -135,7 +136,7 @@ async def test_nobody_listening_is_unavailable_at_once() -> None:
 async def test_a_server_killed_in_the_middle_is_unavailable_and_found_again(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
-    with TritonServer(tiny_repository, ["narrow"], TritonPorts.free(), run_directory=tmp_path) as server:
+    with TritonServer(tiny_repository, ["narrow"], free_triton_ports(), run_directory=tmp_path) as server:
         server.wait_ready(START_TIMEOUT_SECONDS)
         backend = TritonBackend(server.grpc_url, CLOCK)
         in_flight = call(backend, SLOW)

@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,23 +16,15 @@ import psutil
 import pytest
 
 from serving.errors import OperatorError
-from serving.triton.launcher import TritonPorts, TritonServer
+from serving.triton.launcher import TritonServer
 from serving.triton.workspace import SHARED_MEMORY, Workspace
-from tests import onnx_models
 from tests.conftest import ONE_CPU_INSTANCE, TINY_MODELS
+from tests.support import onnx_models
+from tests.support.ports import free_ports, free_triton_ports
+from tests.support.waiting import eventually
 
 START_TIMEOUT_SECONDS = 60.0
 Start = Callable[..., TritonServer]
-
-
-def eventually(is_so: Callable[[], bool], *, within_seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + within_seconds
-    pause = threading.Event()
-    while not is_so():
-        if time.monotonic() > deadline:
-            return False
-        pause.wait(0.02)
-    return True
 
 
 def family(pid: int | None) -> list[psutil.Process]:
@@ -68,7 +58,7 @@ def start(repository: Path, tmp_path: Path) -> Iterator[Start]:
             server = TritonServer(
                 repository,
                 models or ["add_one"],
-                TritonPorts.free(),
+                free_triton_ports(),
                 run_directory=tmp_path / "run",
                 drain_timeout_seconds=2.0,
                 executable=executable,
@@ -152,7 +142,8 @@ OWNER = """
 import os, signal, sys
 from pathlib import Path
 from serving.triton.launcher import TritonPorts, TritonServer
-server = TritonServer(Path(sys.argv[1]), ["add_one"], TritonPorts.free(), run_directory=Path(sys.argv[2]))
+ports = TritonPorts(*map(int, sys.argv[3:]))
+server = TritonServer(Path(sys.argv[1]), ["add_one"], ports, run_directory=Path(sys.argv[2]))
 server.start()
 server.wait_ready(60)
 print(server.pid, flush=True)
@@ -164,7 +155,7 @@ def test_when_its_owner_is_killed_it_ends_and_the_next_run_tidies_up(
     repository: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-c", OWNER, str(repository), str(run)]
+    command = [sys.executable, "-c", OWNER, str(repository), str(run), *map(str, free_ports(3))]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         processes = family(int(owner.stdout.readline()))
@@ -182,7 +173,7 @@ def test_when_its_owner_is_killed_it_ends_and_the_next_run_tidies_up(
 
 
 def test_a_model_that_the_repository_lacks_is_refused_before_the_start(repository: Path) -> None:
-    server = TritonServer(repository, ["add_one", "absent"], TritonPorts.free())
+    server = TritonServer(repository, ["add_one", "absent"], free_triton_ports())
 
     with pytest.raises(OperatorError, match="has no model 'absent'"):
         server.start()
@@ -192,7 +183,7 @@ def test_a_model_that_the_repository_lacks_is_refused_before_the_start(repositor
 
 @pytest.mark.parametrize("which", ["http", "grpc", "metrics"])
 def test_a_taken_port_is_named_before_the_start(repository: Path, which: str) -> None:
-    ports = TritonPorts.free()
+    ports = free_triton_ports()
     port = getattr(ports, which)
     with socket.create_server(("127.0.0.1", port)):
         server = TritonServer(repository, ["add_one"], ports)
@@ -201,14 +192,15 @@ def test_a_taken_port_is_named_before_the_start(repository: Path, which: str) ->
             server.start()
 
 
-def stand_in(folder: Path, script: str) -> Path:
+def stand_in(folder: Path, script: str, *, options: str = "") -> Path:
     """A program in place of tritonserver, in an installation that has NVIDIA's onnxruntime backend."""
     executable = folder / "bin" / "tritonserver"
     native = folder / "backends" / "onnxruntime" / "libtriton_onnxruntime.so"
     for path in (executable, native):
         path.parent.mkdir(parents=True)
         path.touch()
-    executable.write_text(f"#!/bin/sh\n{script}\n")
+    asked_for_help = f"[ \"$1\" = --help ] && echo '{options}' && exit 1"
+    executable.write_text(f"#!/bin/sh\n{asked_for_help}\n{script}\n")
     executable.chmod(0o755)
     return executable
 
@@ -229,3 +221,23 @@ def test_a_server_that_never_gets_ready_is_quoted(start: Start, tmp_path: Path) 
 
     assert f"--backend-directory={tmp_path}/triton/backends " in str(caught.value)
     assert "--model-control-mode=explicit --load-model=add_one" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ("", False),
+        ("  --allow-grpc <boolean>", False),  # before 26.04, when every client was let
+        ("  --allow-client-shm <boolean>", True),
+    ],
+)
+def test_shared_memory_is_allowed_where_it_has_to_be(
+    start: Start, tmp_path: Path, options: str, allowed: bool
+) -> None:
+    script = 'echo "$@"; exec sleep 600'
+    server = start(executable=stand_in(tmp_path / "triton", script, options=options))
+
+    with pytest.raises(OperatorError, match="not ready within") as caught:
+        server.wait_ready(0.5)
+
+    assert ("--allow-client-shm=true" in str(caught.value)) is allowed

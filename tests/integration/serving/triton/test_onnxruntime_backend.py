@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from serving.triton.launcher import TritonServer
-from tests import onnx_models
 from tests.conftest import ONE_CPU_INSTANCE, TINY_MODELS
+from tests.support import onnx_models
 
 TRITON_TYPES = {"float32": "FP32", "int64": "INT64"}
 Tensors = dict[str, Any]

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import numpy as np
 import pytest
+import tritonclient.grpc as grpcclient
 from tritonclient.grpc import service_pb2
 
 from serving.adapters.triton import _request_message, _varint, error_for
+from serving.adapters.triton_region import Place
 from serving.errors import BackendUnavailable, DeadlineExceeded, InternalError, Overloaded, VisiongateError
-from tests import onnx_models
+from tests.support import onnx_models
 
 
 @pytest.mark.parametrize("code", grpc.StatusCode)
@@ -65,3 +69,18 @@ def test_the_message_written_by_hand_is_the_one_protobuf_would_write(batch_size:
     message = service_pb2.ModelInferRequest.FromString(_request_message(contract, batch, 1.5))
 
     assert message == expected
+
+
+async def test_a_message_says_where_the_pictures_lie_instead_of_carrying_them() -> None:
+    contract = onnx_models.probe_contract("m")
+    batch = np.zeros((2, 4, 4, 3), np.uint8)
+    place = Place("region", 4096, batch.nbytes, asyncio.create_task(asyncio.sleep(0, result=True)))
+    tensor = grpcclient.InferInput("images", batch.shape, "UINT8").set_shared_memory("region", 96, 4096)
+    expected = service_pb2.ModelInferRequest(model_name="m", inputs=[tensor._get_tensor()])
+    expected.outputs.add(name="predictions")
+    expected.parameters["timeout"].int64_param = 1_500_000
+
+    message = service_pb2.ModelInferRequest.FromString(_request_message(contract, batch, 1.5, place))
+
+    assert message == expected
+    await place.registration

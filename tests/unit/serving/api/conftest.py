@@ -8,19 +8,13 @@ import numpy as np
 import pytest
 
 from serving.domain.tenant import Tier
+from tests.support.tiers import make_tier
 from tests.support.world import World, encode, running_world
 
 
 @pytest.fixture
 def tier() -> Tier:
-    return Tier(
-        name="pro",
-        rate_limit_per_minute=6000,
-        burst=100,
-        monthly_quota=None,
-        max_pictures_per_request=4,
-        gpu=False,
-    )
+    return make_tier()
 
 
 @pytest.fixture

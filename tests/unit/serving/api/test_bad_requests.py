@@ -8,24 +8,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import cv2
-import httpx
 import numpy as np
 import pytest
 
 from serving.domain.api_key import ApiKey
+from tests.support.picture_files import animated
+from tests.support.problems import assert_problem
 from tests.support.world import MAX_BODY_BYTES, MAX_REQUESTS, World, encode
 
 JPEG = {"Content-Type": "image/jpeg"}
 JSON = {"Content-Type": "application/json"}
-
-
-def assert_problem(response: httpx.Response, status: int, code: str) -> None:
-    assert response.headers["Content-Type"] == "application/problem+json"
-    problem = response.json()
-    assert (response.status_code, problem["status"], problem["code"]) == (status, status, code)
-    assert set(problem) == {"type", "title", "status", "detail", "instance", "code", "request_id"}
-    assert problem["request_id"] == response.headers["X-Request-ID"]
-    assert "Server-Timing" in response.headers
 
 
 @pytest.fixture(autouse=True)
@@ -194,8 +186,8 @@ NOISE = np.random.default_rng(7).integers(0, 255, (200, 200, 3), np.uint8)
         (_truncated(encode(NOISE)), "image/jpeg", 422, "image_undecodable"),
         (_truncated(encode(NOISE, ".png")), "image/png", 422, "image_undecodable"),
         (_png_of(30_000, 30_000), "image/png", 422, "image_too_large"),
-        (b"GIF89a" + b"\0" * 50, "image/png", 415, "unsupported_media_type"),
-        (b"GIF89a" + b"\0" * 50, "image/gif", 415, "unsupported_media_type"),
+        (animated("GIF"), "image/png", 415, "unsupported_media_type"),
+        (animated("GIF"), "image/gif", 415, "unsupported_media_type"),
         (b"hello", "text/plain", 415, "unsupported_media_type"),
         (b"hello", "", 415, "unsupported_media_type"),
         (b"a=b", "application/x-www-form-urlencoded", 415, "unsupported_media_type"),

@@ -124,3 +124,24 @@ def test_another_servers_environment_is_its_own(tmp_path: Path, monkeypatch: pyt
 
     assert env["PATH"] == "/its/path"
     assert "CUDA_VISIBLE_DEVICES" not in env
+
+
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [
+        ("", False),
+        ("--allow-grpc", True),
+        ("--allow-gr", False),  # the beginning of one
+        ("--allow-client-shm", False),  # younger than this server
+    ],
+)
+def test_the_wheels_server_knows_the_options_of_its_help(option: str, known: bool) -> None:
+    assert Installation.find().knows(option) is known
+
+
+def test_a_server_that_cannot_even_tell_its_options_is_an_operator_error(tmp_path: Path) -> None:
+    not_a_program = install(tmp_path / "triton")
+    not_a_program.write_text("no #! and no ELF header")
+
+    with pytest.raises(OperatorError, match="cannot be run"):
+        Installation(not_a_program).knows("--allow-grpc")

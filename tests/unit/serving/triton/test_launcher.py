@@ -21,10 +21,6 @@ def test_ports_that_cannot_work_are_refused(ports: tuple[int, int, int], why: st
         TritonPorts(*ports)
 
 
-def test_free_ports_can_be_used() -> None:
-    TritonPorts.free().require_free()
-
-
 @pytest.mark.parametrize(
     ("line", "level"),
     [

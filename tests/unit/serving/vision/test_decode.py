@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import resource
 import struct
 import zlib
 from contextlib import suppress
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps
 from serving.errors import PictureTooLarge, PictureUndecodable, UnsupportedMediaType, VisiongateError
 from serving.vision.decode import decode_rgb
 from serving.vision.formats.jpeg import MAX_SCANS
+from tests.support.memory import PeakMemory
 from tests.support.picture_files import (
     GOOD,
     HEIGHT,
@@ -168,14 +168,10 @@ def test_a_second_header_in_a_png_does_not_make_it_larger() -> None:
 
 def test_compressed_text_is_not_inflated() -> None:
     bomb = png_chunk(b"zTXt", b"a\x00\x00" + zlib.compress(bytes(50_000_000)))
-    before = peak_memory_bytes()
+    memory = PeakMemory()
 
     assert decode(png(10, 10, before_data=bomb)).shape == (10, 10, 3)
-    assert peak_memory_bytes() - before < 8_000_000
-
-
-def peak_memory_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert memory.growth_bytes() < 8_000_000
 
 
 @st.composite
@@ -196,7 +192,7 @@ def damaged_files(draw: st.DrawFn) -> bytes:
 @given(data=st.one_of(damaged_files(), st.binary(max_size=200)))
 @settings(max_examples=400, deadline=None)
 def test_whatever_arrives_it_is_a_picture_within_the_limit_or_one_of_our_errors(data: bytes) -> None:
-    before = peak_memory_bytes()
+    memory = PeakMemory()
     try:
         rgb = decode(data)
     except VisiongateError:
@@ -205,7 +201,7 @@ def test_whatever_arrives_it_is_a_picture_within_the_limit_or_one_of_our_errors(
         assert rgb.ndim == 3
         assert rgb.shape[0] * rgb.shape[1] <= MAX_PIXELS
 
-    assert peak_memory_bytes() - before < 40 * MAX_PIXELS
+    assert memory.growth_bytes() < 40 * MAX_PIXELS
 
 
 @given(
