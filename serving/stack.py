@@ -109,8 +109,7 @@ class LocalStack:
         triton.wait_ready(self._settings.triton_start_timeout_seconds)
 
     def _start_ray(self) -> None:
-        # Ray's and HAProxy's sockets live in it. HAProxy allows 97 bytes for a path, of which Ray takes 70.
-        scratch = Path(tempfile.mkdtemp(prefix="vg-", dir="/tmp"))
+        scratch = _scratch_folder()
         self._started.callback(shutil.rmtree, scratch, ignore_errors=True)
         os.environ.update(deployment.ray_environment(self._settings, scratch))
         os.environ.update(_replica_environment(self._settings))
@@ -148,6 +147,14 @@ class LocalStack:
                 raise OperatorError(
                     f"Port {getattr(settings, name)} is taken; choose another with VISIONGATE_{name.upper()}."
                 )
+
+
+def _scratch_folder() -> Path:
+    """For Ray's and HAProxy's sockets. HAProxy allows a path of 97 bytes, of which Ray takes 70."""
+    for left in Path("/tmp").glob("vg-*-*"):  # noqa: S108 - the one place that is short enough
+        if not Path("/proc", left.name.split("-")[1]).exists():
+            shutil.rmtree(left, ignore_errors=True)  # its stack was killed
+    return Path(tempfile.mkdtemp(prefix=f"vg-{os.getpid()}-", dir="/tmp"))  # noqa: S108 - as above
 
 
 def wait_until(is_ready: Callable[[], bool], *, what: str) -> None:

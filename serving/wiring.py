@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,7 @@ def build(settings: Settings) -> FastAPI:
         name: Detector(
             catalog.get(name),
             backend=backend,
-            limits=_detector_limits(settings),
+            limits=_detector_limits(settings, catalog.max_batch_size(name)),
             decoded_pixels=decoded_pixels,
             threads=threads,
             clock=clock,
@@ -73,7 +74,10 @@ def build(settings: Settings) -> FastAPI:
     stop_metrics = serve_metrics(metrics.registry, first_port=settings.metrics_port)
 
     async def readiness() -> dict[str, bool]:
-        return {name: await backend.is_ready(catalog.get(name)) for name in catalog.names()}
+        models = [backend.is_ready(catalog.get(name)) for name in catalog.names()]
+        keys_answer, *ready = await asyncio.gather(database.answers(), *models)
+        # One model that does not load must not take the others out of rotation with it.
+        return {"keys": keys_answer, "models": any(ready)}
 
     async def close() -> None:
         for detector in detectors.values():
@@ -84,10 +88,12 @@ def build(settings: Settings) -> FastAPI:
         threads.shutdown()
         stop_metrics()
 
+    held_bytes = Budget(settings.max_bodies_bytes)
+    metrics.held_body_bytes.set_function(lambda: held_bytes.held)
     plane = DataPlane(
         gateway=gateway,
         body_limits=BodyLimits(settings.max_body_bytes, settings.body_timeout_seconds),
-        held_bytes=Budget(settings.max_bodies_bytes),
+        held_bytes=held_bytes,
         request_timeout_seconds=settings.request_timeout_seconds,
         readiness=readiness,
     )
@@ -116,9 +122,9 @@ def _is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def _detector_limits(settings: Settings) -> DetectorLimits:
+def _detector_limits(settings: Settings, model_max_batch_size: int) -> DetectorLimits:
     return DetectorLimits(
-        max_batch_size=settings.max_batch_size,
+        max_batch_size=min(settings.max_batch_size, model_max_batch_size),
         max_batches_in_flight=settings.max_batches_in_flight,
         max_queued_pictures=settings.max_queued_pictures,
         max_picture_pixels=settings.max_picture_pixels,

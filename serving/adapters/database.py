@@ -78,6 +78,14 @@ class Database:
             async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session
 
+    async def answers(self) -> bool:
+        try:
+            async with self.reading() as session:
+                await session.execute(text("SELECT 1"))
+        except BackendUnavailable:
+            return False
+        return True
+
     async def close(self) -> None:
         await self._engine.dispose()
 

@@ -88,6 +88,8 @@ class TritonBackend:
             options=[
                 ("grpc.max_send_message_length", max_message_bytes),
                 ("grpc.max_receive_message_length", max_message_bytes),
+                # A proxy of the environment is for the internet, not for the server next door.
+                ("grpc.enable_http_proxy", 0),
                 # A Triton that was started again is found within a second, not within gRPC's two minutes.
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 1000),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64decode
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 import orjson
@@ -109,7 +109,7 @@ async def _multipart_form(content_type: str, body: bytes, max_pictures: int) -> 
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     headers = Headers(raw=[(b"content-type", b"multipart/form-data; boundary=" + boundary)])
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = _InMemoryParser(

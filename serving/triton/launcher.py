@@ -134,7 +134,7 @@ class TritonServer:
         deadline = time.monotonic() + timeout_seconds
         restarts_before = self.restarts
         pause = threading.Event()
-        with httpx.Client(base_url=self.http_url, timeout=_HTTP_TIMEOUT) as client:
+        with httpx.Client(base_url=self.http_url, timeout=_HTTP_TIMEOUT, trust_env=False) as client:
             while not self._is_ready(client):
                 if self.restarts > restarts_before:
                     raise OperatorError(f"tritonserver ended while it was starting:\n{self._complaints()}")

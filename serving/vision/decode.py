@@ -1,8 +1,18 @@
 """Encoded files to pixels, with nothing handed to OpenCV that has not been looked at first.
 
 OpenCV answers a cut-off file with a half-grey picture, allocates what a header claims, and shows the first
-frame of an animation; a gateway that billed for that would be guessing. So the header decides on size and
-kind, the walk over the whole file on completeness, and only then does OpenCV decode what the walk has kept.
+frame of an animation. So the header decides on size and kind, the walk over the whole file on its structure,
+and only then does OpenCV decode what the walk has kept.
+
+Detected, and refused: a file of any format that ends too early, at whatever byte. In a PNG also every damage
+to its chunks, which carry checksums, and pixel data that are too few; in a WebP pixel data that are too few.
+
+Not detected: damage inside a JPEG's scans. Its data carry no checksum, and libjpeg fills up with grey what
+it cannot read, of which OpenCV gives no sign. A JPEG cut off in a scan that was given an end-of-image marker
+again is therefore decoded, half grey, as are flipped bits, also in a WebP. A BMP is believed: where its
+compressed rows end early, the rest is of its first colour.
+
+Of such files libjpeg and libpng may each write a line to stderr, which OpenCV does not let one turn off.
 """
 
 from __future__ import annotations
@@ -57,8 +67,8 @@ def _decode_upright(data: bytes, header: PictureHeader) -> NDArray[np.uint8]:
     encoded = _complete_picture(data, header.media_type)
     if header.media_type != "image/webp":
         return _imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-    stored = _imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    return upright(stored, read_orientation(webp.exif(data)))
+    orientation = read_orientation(webp.exif(encoded))
+    return upright(_imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), orientation)
 
 
 def _complete_picture(data: bytes, media_type: MediaType) -> bytes | memoryview:

@@ -34,7 +34,7 @@ def detect(
     """
     if not len(output) == len(options) == len(geometries):
         raise ValueError(f"{len(output)} rows, {len(options)} options and {len(geometries)} geometries")
-    found = read_candidates(contract.head, output, options)
+    found = read_candidates(contract.head, output, options, class_count=len(contract.classes))
     found = found.take(np.lexsort((-found.confidence, found.picture)))
     if contract.postprocessing.nms.enabled:
         found = _without_duplicates(found, options, class_count=len(contract.classes))

@@ -3,6 +3,8 @@
 `read_dimensions(data)` reads the first bytes. `complete_picture(data)` walks the whole file and answers the
 bytes that make up one picture, or raises PictureUndecodable. Both expect the format's signature to have been
 seen, and let IndexError and struct.error out where the data ends too early.
+
+The steps that either takes are bounded, however long the file: `read_dimensions` runs on the event loop.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from serving.errors import PictureUndecodable
 from serving.vision.formats import StoredDimensions
 
+MAX_CHUNKS = 1_000
+"""Half a dozen are usual, as an animation is refused."""
+
 _ANIMATION_FLAG = 0x02
 _FIRST_CHUNK = 12
 _EXIF_PREFIX = b"Exif\x00\x00"
@@ -38,17 +41,22 @@ def complete_picture(data: bytes) -> memoryview:
     return memoryview(data)[:length]
 
 
-def exif(data: bytes) -> bytes:
-    """The TIFF structure that holds the EXIF tags; empty where there is none."""
-    for kind, payload in _chunks(data):
+def exif(picture: bytes | memoryview) -> bytes:
+    """The TIFF structure that holds the EXIF tags of a complete picture; empty where there is none."""
+    for kind, start, end in _chunks(picture):
         if kind == b"EXIF":
-            return payload.removeprefix(_EXIF_PREFIX)
+            return bytes(picture[start:end]).removeprefix(_EXIF_PREFIX)
     return b""
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _chunks(picture: bytes | memoryview) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of each payload; the last may end behind the data."""
     start = _FIRST_CHUNK
-    while start + 8 <= len(data):
-        kind, size = struct.unpack_from("<4sI", data, start)
-        yield kind, data[start + 8 : start + 8 + size]
+    for _ in range(MAX_CHUNKS):
+        if start + 8 > len(picture):
+            break
+        kind, size = struct.unpack_from("<4sI", picture, start)
+        yield kind, start + 8, start + 8 + size
         start += 8 + size + size % 2
+    if start + 8 <= len(picture):
+        raise PictureUndecodable(f"The WebP has more than {MAX_CHUNKS} chunks.")
