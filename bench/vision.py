@@ -203,12 +203,12 @@ def print_table(comparisons: list[Comparison]) -> None:
 
 
 def headline(comparisons: list[Comparison]) -> dict[str, float]:
-    """The smaller ratio of the mixed batch over the thread counts: what the target is about."""
+    """The smaller ratio of the mixed batch over the thread counts."""
     return {
-        f"{stage}_over_ultralytics": min(
+        f"{stage.replace(' ', '_').lower()}_over_ultralytics": min(
             one.ratio for one in comparisons if one.stage == stage and one.batch == "8 mixed pictures"
         )
-        for stage in ("preprocess", "postprocess")
+        for stage in ("preprocess", "LetterBox alone", "postprocess")
     }
 
 
@@ -224,6 +224,9 @@ def main() -> None:
     figures: dict[str, Any] = dict(headline(comparisons))
     for name, ratio in figures.items():
         print(f"{name}: {ratio:.2f} (target {TARGET:.1f}, {'met' if ratio >= TARGET else 'missed'})")
+    print(
+        "LetterBox alone is nine tenths the same cv2.resize, which equal pixels ask for: it cannot reach 2."
+    )
     if arguments.json:
         figures["comparisons"] = [asdict(one) | {"ratio": one.ratio} for one in comparisons]
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")

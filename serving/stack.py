@@ -154,7 +154,7 @@ def _scratch_folder() -> Path:
     for left in Path("/tmp").glob("vg-*-*"):  # noqa: S108 - the one place that is short enough
         if not Path("/proc", left.name.split("-")[1]).exists():
             shutil.rmtree(left, ignore_errors=True)  # its stack was killed
-    return Path(tempfile.mkdtemp(prefix=f"vg-{os.getpid()}-", dir="/tmp"))  # noqa: S108 - as above
+    return Path(tempfile.mkdtemp(prefix=f"vg-{os.getpid()}-", dir="/tmp"))
 
 
 def wait_until(is_ready: Callable[[], bool], *, what: str) -> None:

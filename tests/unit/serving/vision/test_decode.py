@@ -124,6 +124,45 @@ def test_a_file_cut_off_anywhere_is_refused(name: str) -> None:
     assert accepted == []
 
 
+def shortened(name: str) -> bytes:
+    """Half of the pixel data is missing, and everything around it says otherwise."""
+    data = GOOD[name]
+    if name.startswith("jpeg"):
+        return data[: (data.rindex(b"\xff\xda") + len(data)) // 2] + b"\xff\xd9"
+    if name.startswith("webp"):
+        half = data[20 : 20 + (len(data) - 20) // 4 * 2]
+        return b"RIFF" + struct.pack("<I", 12 + len(half)) + data[8:16] + struct.pack("<I", len(half)) + half
+    begin = data.index(b"IDAT") + 4
+    length = struct.unpack_from(">I", data, begin - 8)[0]
+    half_chunk = png_chunk(b"IDAT", data[begin : begin + length // 2])
+    return data[: begin - 8] + half_chunk + data[begin + length + 4 :]
+
+
+@pytest.mark.parametrize("name", ["png", "webp", "webp, lossless"])
+def test_too_few_pixel_data_are_refused(name: str) -> None:
+    with pytest.raises(PictureUndecodable):
+        decode(shortened(name))
+
+
+@pytest.mark.parametrize("position", [0, 20, -5])
+def test_damage_to_the_data_of_a_png_is_refused(position: int) -> None:
+    data = bytearray(GOOD["png"])
+    begin = data.index(b"IDAT") + 4
+    end = data.index(b"IEND") - 8
+    data[range(begin, end)[position]] ^= 1
+
+    with pytest.raises(PictureUndecodable):
+        decode(bytes(data))
+
+
+def test_too_few_data_in_a_jpeg_that_has_its_end_go_unseen(capfd: pytest.CaptureFixture[str]) -> None:
+    """What the module says that it cannot tell: only libjpeg's line for the operator does."""
+    rgb = decode(shortened("jpeg"))
+
+    assert (rgb[-4:] == 128).all()
+    assert "premature end" in capfd.readouterr().err
+
+
 def test_the_end_of_an_exif_thumbnail_is_not_the_end_of_the_picture() -> None:
     thumbnail = saved("JPEG", quality=30)
     data = saved("JPEG", exif=b"Exif\x00\x00II*\x00" + thumbnail)

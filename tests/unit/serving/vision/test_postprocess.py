@@ -28,6 +28,9 @@ AS_IS = LetterboxGeometry.fit(INPUT, INPUT)
 OPTIONS = DetectionOptions(confidence_threshold=0.25, iou_threshold=0.45, max_detections=300)
 
 
+NO_CLASSES = (-1, CLASS_COUNT, 1e30, np.nan, np.inf, -np.inf)
+
+
 def contract_with(head: Head, *, nms: bool) -> ModelContract:
     metadata: dict[str, Any] = json.loads(json.dumps(SHAPES))
     raw = head == "yolo_raw"
@@ -79,9 +82,17 @@ def dtypes(found: Detections) -> list[str]:
         (RAW, raw_rows((10, 10, 4, 4, np.nan))),  # no score
         (RAW, raw_rows((10, np.nan, 4, 4, 0.9))),  # no box
         (RAW, raw_rows((10, np.inf, 4, 4, 0.9))),
+        (RAW, raw_rows((np.inf, 10, np.inf, 4, 0.9))),
+        (RAW, raw_rows((3e38, 10, 3e38, 4, 0.9))),  # beyond what float32 holds
+        (RAW, raw_rows((10, 10, 4, 4, np.inf))),
+        (RAW, raw_rows((10, 10, 4, 4, 0.9, np.nan))),  # a score that is not the best
         (END_TO_END, end_to_end_rows()),
         (END_TO_END, end_to_end_rows((1, 2, 3, 4, 0.25, 0))),
         (END_TO_END, end_to_end_rows((1, 2, np.nan, 4, 0.9, 0))),
+        (END_TO_END, end_to_end_rows((-np.inf, 2, 3, 4, 0.9, 0))),
+        (END_TO_END, end_to_end_rows((1, 2, 3, 4, np.nan, 0))),
+        (END_TO_END, end_to_end_rows((1, 2, 3, 4, np.inf, 0))),
+        *((END_TO_END, end_to_end_rows((1, 2, 3, 4, 0.9, class_id))) for class_id in NO_CLASSES),
     ],
 )
 def test_what_is_no_candidate_gives_no_detections(
@@ -115,6 +126,25 @@ def test_end_to_end_rows_are_taken_without_nms() -> None:
         (3, 0.5, [10, 20, 30, 40]),
         (3, 0.5, [10, 20, 30, 40]),
     ]
+
+
+@pytest.mark.parametrize("class_id", NO_CLASSES)
+@pytest.mark.parametrize("nms", [False, True])
+def test_a_row_of_no_class_touches_neither_its_own_nor_the_next_picture(class_id: float, nms: bool) -> None:
+    """Its number would otherwise make it a rival of the first class of the next picture."""
+    box = (10, 20, 30, 40)
+    stray = [(*box, 0.9, class_id), (*box, 0.5, CLASS_COUNT - 1)]
+    output = np.concatenate([end_to_end_rows(*stray), end_to_end_rows((*box, 0.5, 0), (*box, 0.1, 0))])
+
+    found = detect(contract_with("yolo_end_to_end", nms=nms), output, [OPTIONS] * 2, [AS_IS] * 2)
+
+    assert [as_tuples(each) for each in found] == [[(CLASS_COUNT - 1, 0.5, [*box])], [(0, 0.5, [*box])]]
+
+
+@pytest.mark.parametrize("class_count", [CLASS_COUNT - 1, CLASS_COUNT + 1])
+def test_a_raw_head_of_other_classes_than_the_contract_names_is_refused(class_count: int) -> None:
+    with pytest.raises(ValueError, match=f"does not score {CLASS_COUNT} classes"):
+        detect_one(RAW, np.zeros((1, 4 + class_count, 3), np.float32))
 
 
 def test_boxes_are_clipped_to_the_picture_and_in_its_pixels() -> None:
