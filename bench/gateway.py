@@ -116,7 +116,7 @@ def measure(stack: Stack, *, rounds: int, seconds: float) -> Report:
 
 
 class OnnxRuntimeAlone:
-    """The sample model in this process, on tensors that are ready, with default options but for the threads."""
+    """The sample model in this process, on tensors that are ready; default options but for the threads."""
 
     def __init__(self, *, sessions: int, threads_each: int) -> None:
         options = onnxruntime.SessionOptions()

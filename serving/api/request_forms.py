@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serving.api.schemas import PICTURE_MEDIA_TYPES, InferenceBody, InferenceOptions
+from serving.api.schemas import MAX_CLASSES, PICTURE_MEDIA_TYPES, InferenceBody, InferenceOptions
 from serving.domain.inference import InferenceRequest, SentPicture
 from serving.errors import InvalidRequest, PictureUndecodable, UnsupportedMediaType
 
@@ -84,8 +84,9 @@ def _json_form(body: bytes, max_pictures: int) -> Form:
         raise InvalidRequest("The body is not a JSON object.")
     # Before pydantic sees them: it reports on every single entry.
     _require_at_most(MAX_FIELDS, fields, "fields")
-    if isinstance(fields.get("images"), list):
-        _require_at_most(max_pictures, fields["images"], "pictures")
+    for name, limit in (("images", max_pictures), ("classes", MAX_CLASSES)):
+        if isinstance(fields.get(name), list):
+            _require_at_most(limit, fields[name], name)
     try:
         parsed = InferenceBody.model_validate(fields)
     except ValidationError as exc:

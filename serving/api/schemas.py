@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+MAX_CLASSES = 1000
+
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 ClassSelector = Annotated[str, StringConstraints(min_length=1, max_length=200)] | Annotated[int, Field(ge=0)]
 
@@ -21,7 +23,7 @@ class InferenceOptions(BaseModel):
     confidence_threshold: Unit | None = Field(default=None, description="Keep boxes with more confidence.")
     iou_threshold: Unit | None = Field(default=None, description="NMS drops boxes that overlap more.")
     max_detections: Annotated[int, Field(ge=1, le=1000)] | None = None
-    classes: Annotated[tuple[ClassSelector, ...], Field(max_length=1000)] | None = Field(
+    classes: Annotated[tuple[ClassSelector, ...], Field(max_length=MAX_CLASSES)] | None = Field(
         default=None, description="Names or ids to keep."
     )
 
@@ -34,7 +36,7 @@ class InferenceBody(InferenceOptions):
     image: str | None = None
     images: Annotated[list[str], Field(min_length=1)] | None = None
     # JSON has no tuple: strict mode would refuse its list.
-    classes: Annotated[tuple[ClassSelector, ...], Field(max_length=1000, strict=False)] | None = None
+    classes: Annotated[tuple[ClassSelector, ...], Field(max_length=MAX_CLASSES, strict=False)] | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> InferenceBody:

@@ -65,3 +65,27 @@ def test_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VISIONGATE_MODEL_REPOSITORY", "models")
     assert load_settings().model_repository == tmp_path / "models"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("MAX_DECODED_PIXELS", "10", "max_picture_pixels must not exceed"),
+        ("MAX_BODIES_BYTES", "10", "max_body_bytes must not exceed"),
+        ("PORT", "8010", "port 8010 is given to more than one: port, triton_http_port"),
+    ],
+)
+def test_settings_that_contradict_each_other(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(f"VISIONGATE_{name}", value)
+    with pytest.raises(OperatorError, match=says):
+        load_settings()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_secrets_file_that_holds_none_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "secrets.json").write_text(text)
+    with pytest.raises(OperatorError, match="restore or remove it"):
+        load_settings()
