@@ -4,8 +4,9 @@
 
     .venv/bin/locust -f loadtests/locustfile.py --headless --users 2 --run-time 20s
 
+Finds a running local stack through `.run/gateway.json` (VISIONGATE_RUN_DIRECTORY); keep to that one machine.
 The stack's key is of the tier `enterprise`, 1000 pictures at once and 1000 a minute: for more load, start the
-stack with a tier table of your own (VISIONGATE_TIERS_FILE). Finds a running local stack through `.run/gateway.json` (VISIONGATE_RUN_DIRECTORY); keep to that one machine.
+stack with a tier table of your own (VISIONGATE_TIERS_FILE).
 """
 
 from __future__ import annotations

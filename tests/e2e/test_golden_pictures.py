@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.same_detections import assert_same_detections, from_json
 from tests.support.stack import ROOT, Stack
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -16,20 +17,11 @@ EXPECTED: dict[str, Any] = json.loads((GOLDEN / "predictions.json").read_text())
 MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".bmp": "image/bmp"}
 
 
-def iou(one: list[float], other: list[float]) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    overlap = max(0.0, width) * max(0.0, height)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return overlap / (sum(areas) - overlap)
-
-
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_boxes_equal_ultralytics(stack: Stack, name: str) -> None:
-    picture = GOLDEN / "pictures" / name
     response = httpx.post(
         f"{stack.url}/v1/infer/shapes",
-        content=picture.read_bytes(),
+        content=(GOLDEN / "pictures" / name).read_bytes(),
         headers={**stack.bearer, "Content-Type": MEDIA_TYPES[Path(name).suffix]},
         timeout=30,
     )
@@ -37,8 +29,12 @@ def test_boxes_equal_ultralytics(stack: Stack, name: str) -> None:
     answer, expected = response.json(), EXPECTED[name]
     assert response.status_code == 200, answer
     assert answer["image"] == {"width": expected["width"], "height": expected["height"]}
-    found = answer["predictions"]
-    assert [box["class"] for box in found] == [box["class"] for box in expected["predictions"]]
-    for ours, theirs in zip(found, expected["predictions"], strict=True):
-        assert iou(ours["bbox"], theirs["bbox"]) >= 0.99
-        assert ours["confidence"] == pytest.approx(theirs["confidence"], abs=0.002)
+    assert_same_detections(
+        [from_json(each) for each in answer["predictions"]],
+        [from_json(each) for each in expected["predictions"]],
+    )
+    assert names_of(answer["predictions"]) == names_of(expected["predictions"])
+
+
+def names_of(predictions: list[dict[str, Any]]) -> set[tuple[int, str]]:
+    return {(each["class_id"], each["class"]) for each in predictions}

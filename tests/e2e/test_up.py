@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
+from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import cv2
 import httpx
 import pytest
 
-from tests.support.stack import COMMAND, Stack, environment, running_stack
+from serving.settings import Settings
+from tests.support.ports import free_ports
+from tests.support.stack import (
+    COMMAND,
+    PORTS,
+    Stack,
+    await_description,
+    environment,
+    output_of,
+    running_stack,
+    started,
+    stop,
+)
+from tests.support.waiting import eventually
+
+# As a user does, but for the installing: tests leave the environment that they run in as it is.
+MAKE_RUN = ("make", "--old-file=.venv/.local", f"BIN={Path(sys.executable).parent}", "run")
 
 
 def test_it_describes_itself_once_it_is_ready(stack: Stack) -> None:
@@ -24,7 +44,10 @@ def test_it_describes_itself_once_it_is_ready(stack: Stack) -> None:
         *("metrics_url", "dashboard_url", "annotated_image"),
     }
     assert stat.S_IMODE((stack.run_directory / "gateway.json").stat().st_mode) == 0o600
-    assert httpx.get(f"{stack.url}/readyz").json() == {"ready": True, "checks": {"shapes": True}}
+    assert httpx.get(f"{stack.url}/readyz").json() == {
+        "ready": True,
+        "checks": {"keys": True, "models": True},
+    }
     assert httpx.get(f"{described['triton_url']}/v2/health/ready").status_code == 200
     assert "visiongate_http_requests_total" in httpx.get(str(described["metrics_url"])).text
     assert httpx.get(str(described["dashboard_url"])).status_code == 200
@@ -38,6 +61,14 @@ def test_the_first_prediction_is_shown_and_drawn(stack: Stack, sample: Path) -> 
     assert all(name in shown for name in ("circle", "square", "triangle", "star"))
     assert annotated.shape == plain.shape
     assert (annotated != plain).any()
+
+
+def test_its_key_is_of_the_top_tier_and_for_every_model(stack: Stack) -> None:
+    listed = json.loads(stack.command("keys", "list", "--json").stdout)
+
+    (key,) = [each for each in listed if stack.described["api_key"].startswith(f"{each['prefix']}_")]
+    assert (key["tier"], key["models"], key["state"]) == ("enterprise", None, "active")
+    assert key["expires_at"] is None
 
 
 def test_the_docs_describe_the_route(stack: Stack) -> None:
@@ -75,25 +106,46 @@ def test_a_key_is_made_used_and_revoked_within_a_second(stack: Stack, sample: Pa
     assert response.json()["code"] == "key_revoked"
 
 
-def test_the_logs_hold_requests_but_no_key_and_no_picture(stack: Stack, sample: Path) -> None:
+@pytest.mark.parametrize("form", ["picture", "json", "refused_json"])
+def test_the_logs_hold_requests_but_no_key_and_no_picture(stack: Stack, sample: Path, form: str) -> None:
+    picture = sample.read_bytes()
+    text = b64encode(picture).decode()
+    content, media_type, status = {
+        "picture": (picture, "image/jpeg", 200),
+        "json": (json.dumps({"image": text}).encode(), "application/json", 200),
+        "refused_json": (json.dumps({"image": text, text[:99]: text}).encode(), "application/json", 422),
+    }[form]
     response = httpx.post(
-        f"{stack.url}/v1/infer",
-        content=sample.read_bytes(),
-        headers={**stack.bearer, "Content-Type": "image/jpeg"},
+        f"{stack.url}/v1/infer", content=content, headers={**stack.bearer, "Content-Type": media_type}
     )
-    logs = "".join(path.read_text() for path in (stack.run_directory / "logs").glob("*.jsonl"))
+    request_id = response.json()["request_id"]
 
-    lines = [json.loads(line) for line in logs.splitlines()]
-    (line,) = [entry for entry in lines if entry.get("request_id") == response.json()["request_id"]]
-    assert line["event"] == "request"
-    assert line["model"] == "shapes"
-    assert line["status"] == 200
-    assert str(stack.described["api_key"]) not in logs
+    def its_lines() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in stack.logs().splitlines()]
+        return [line for line in lines if line.get("request_id") == request_id]
+
+    assert eventually(lambda: bool(its_lines()))
+    (line,) = its_lines()
+    assert (line["event"], line["status"], response.status_code) == ("request", status, status)
+    assert line.get("model") == ("shapes" if status == 200 else None)
+    assert_no_secret_and_no_picture(stack, picture)
 
 
-@pytest.mark.parametrize("variable", ["PORT", "REDIS_PORT", "TRITON_GRPC_PORT"])
+def assert_no_secret_and_no_picture(stack: Stack, picture: bytes) -> None:
+    written = b"".join(path.read_bytes() for path in stack.run_directory.glob("logs/*"))
+    bearer_key, admin_token = stack.described["api_key"], stack.described["admin_token"]
+    for secret in (bearer_key, bearer_key.rpartition("_")[2], admin_token):
+        assert str(secret).encode() not in written
+    # As it is, in base64, and as `repr` and JSON would write it.
+    assert picture[:8] not in written
+    assert b64encode(picture)[:16] not in written
+    assert rb"\xff\xd8\xff" not in written
+    assert rb"\u00ff\u00d8\u00ff" not in written
+
+
+@pytest.mark.parametrize("variable", [name for name in PORTS if name != "REPLICA_PORT"])
 def test_a_taken_port_is_a_clear_error(tmp_path: Path, variable: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", free_ports(1)[0])) as taken:
         port = taken.getsockname()[1]
         result = subprocess.run(
             [COMMAND, "up"],
@@ -107,6 +159,12 @@ def test_a_taken_port_is_a_clear_error(tmp_path: Path, variable: str) -> None:
     assert result.returncode == 2
     assert f"Port {port} is taken; choose another with VISIONGATE_{variable}." in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_ports_above_are_all_there_are() -> None:
+    """The first of the replicas' ports may be taken: a replica takes the next."""
+    names = [name for name in Settings.model_fields if name == "port" or name.endswith("_port")]
+    assert {name.upper() for name in names} == set(PORTS)
 
 
 def test_commands_without_a_stack_say_so(tmp_path: Path) -> None:
@@ -123,12 +181,40 @@ def test_commands_without_a_stack_say_so(tmp_path: Path) -> None:
     assert "visiongate up" in result.stderr
 
 
-def test_a_second_start_is_quick_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.timeout(400)
+def test_make_starts_it_a_second_time_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     """In the directory of the first start its keys still work; a stopped stack is not described any more."""
     with running_stack(tmp_path / ".run") as first:
         made = json.loads(first.command("keys", "create", "--tier", "pro", "--user", "ada", "--json").stdout)
-    with running_stack(tmp_path / ".run", stop_with=signal.SIGINT) as second:
+    with running_stack(
+        tmp_path / ".run", command=MAKE_RUN, stop_with=signal.SIGINT, exit_status=-signal.SIGINT
+    ) as second:
         models = httpx.get(f"{second.url}/v1/models", headers={"Authorization": f"Bearer {made['api_key']}"})
 
     assert models.status_code == 200
     assert not (tmp_path / ".run" / "gateway.json").exists()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("reached", ["redis-server", "gcs_server", "ServeController"])
+def test_stopped_while_it_starts_it_leaves_nothing(tmp_path: Path, reached: str) -> None:
+    with started(tmp_path / ".run") as (process, processes, _):
+        assert eventually(lambda: processes.has(reached), within_seconds=60)
+        stop(process, signal.SIGTERM)
+
+    assert "Traceback" not in output_of(tmp_path / ".run")
+    assert not (tmp_path / ".run" / "gateway.json").exists()
+
+
+@pytest.mark.timeout(400)
+def test_killed_it_leaves_no_process(tmp_path: Path) -> None:
+    """Its folders stay: nobody is left to remove them."""
+    with started(tmp_path / ".run", folders_may_stay=True) as (process, processes, _):
+        await_description(process, tmp_path / ".run")
+        processes.look()
+        stop(process, signal.SIGKILL)
+
+
+def test_torch_is_not_installed_for_the_gateway() -> None:
+    assert importlib.util.find_spec("torch") is None
+    assert importlib.util.find_spec("ultralytics") is None

@@ -63,7 +63,7 @@ def detected(model: onnxruntime.InferenceSession, names: list[str]) -> list[list
 
 
 def expected_by_ultralytics(name: str) -> list[Detection]:
-    return [from_json(entry, entry["class_id"]) for entry in GOLDEN["pictures"][name]["predictions"]]
+    return [from_json(entry) for entry in GOLDEN["pictures"][name]["predictions"]]
 
 
 def expected_by_oracle(model: onnxruntime.InferenceSession, name: str) -> list[Detection]:

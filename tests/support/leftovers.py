@@ -1,8 +1,9 @@
 """Every process of one run, wherever it went, and the scratch folder: what must be gone after it.
 
-Three ways to know them, since each misses some. Descendants: until a parent ends first. The environment, which
-names the run directory: until a process writes its title over it, as Ray's workers do, and without Triton,
-which is not given our settings. The command line, which names the scratch folder of Ray and HAProxy.
+There are three ways to know them, since each misses some. Descendants: until a parent ends first. The
+environment, which names the run directory: until a process writes its title over it, as Ray's workers do, and
+without Triton, which is not given our settings. The command line, which names the scratch folder of Ray and
+HAProxy.
 """
 
 from __future__ import annotations
@@ -36,10 +37,17 @@ class RunProcesses:
             self._seen.update(_children(process))
             self.scratch.update(map(Path, SCRATCH.findall(" ".join(_command_line(process)))))
 
-    def still_there(self) -> list[str]:
-        """What is left of it once it had its time to go."""
-        eventually(lambda: not self._left(), within_seconds=GONE_WITHIN_SECONDS)
-        return self._left()
+    def has(self, program: str) -> bool:
+        self.look()
+        return any(program in " ".join(_command_line(each)) for each in self._seen)
+
+    def still_running(self) -> list[str]:
+        """The processes that are left once they had their time to go."""
+        eventually(lambda: not self._running(), within_seconds=GONE_WITHIN_SECONDS)
+        return self._running()
+
+    def left_behind(self) -> list[str]:
+        return self.still_running() + [str(folder) for folder in self.scratch if folder.exists()]
 
     def remove(self) -> None:
         for process in self._seen:
@@ -48,10 +56,10 @@ class RunProcesses:
         for folder in self.scratch:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _left(self) -> list[str]:
+    def _running(self) -> list[str]:
         self.look()
-        processes = [f"{each.pid} {' '.join(_command_line(each))}" for each in self._seen if _lives(each)]
-        return processes + [str(folder) for folder in self.scratch if folder.exists()]
+        # What has a title in place of its command line has padded it.
+        return [f"{each.pid} {' '.join(_command_line(each)).strip()}" for each in self._seen if _lives(each)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:

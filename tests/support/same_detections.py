@@ -13,10 +13,10 @@ MIN_IOU = 0.99
 MAX_CONFIDENCE_DIFFERENCE = 0.002
 
 
-def from_json(prediction: dict[str, Any], class_id: int) -> Detection:
-    """Of `bbox` and `confidence`, as the golden file and the gateway's answers spell them."""
+def from_json(prediction: dict[str, Any]) -> Detection:
+    """As the golden file and the gateway's answers spell it."""
     x_min, y_min, x_max, y_max = prediction["bbox"]
-    return Detection((x_min, y_min, x_max, y_max), prediction["confidence"], class_id)
+    return Detection((x_min, y_min, x_max, y_max), prediction["confidence"], prediction["class_id"])
 
 
 def assert_same_detections(found: list[Detection], expected: list[Detection]) -> None:

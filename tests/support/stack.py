@@ -84,9 +84,9 @@ def environment(run_directory: Path, **settings: str) -> dict[str, str]:
 
 @contextmanager
 def started(
-    run_directory: Path, *, command: Sequence[str] = UP, **settings: str
+    run_directory: Path, *, command: Sequence[str] = UP, folders_may_stay: bool = False, **settings: str
 ) -> Iterator[tuple[subprocess.Popen[str], RunProcesses, dict[str, str]]]:
-    """Only started: whatever of it still runs at the end is killed, and fails the test."""
+    """Only started: whatever is left of it at the end is removed, and fails the test."""
     run_directory.mkdir(parents=True, exist_ok=True)
     variables = environment(run_directory, **settings)
     with (run_directory / "output.txt").open("w") as sink:
@@ -104,7 +104,7 @@ def started(
     try:
         yield process, processes, variables
     finally:
-        left = processes.still_there()
+        left = processes.still_running() if folders_may_stay else processes.left_behind()
         processes.remove()
         process.wait()
     assert not left, f"left behind: {left}\n{output_of(run_directory)}"
@@ -120,7 +120,8 @@ def running_stack(
     **settings: str,
 ) -> Iterator[Stack]:
     """Started, ready, and at the end stopped; fails if it leaves a process or a folder behind."""
-    with started(run_directory, command=command, **settings) as (process, processes, variables):
+    new = started(run_directory, command=command, folders_may_stay=False, **settings)
+    with new as (process, processes, variables):
         described = await_description(process, run_directory)
         processes.look()
         try:

@@ -6,6 +6,7 @@ import asyncio
 from base64 import b64encode
 from typing import Any
 
+import orjson
 import pytest
 
 from tests.support.world import World
@@ -160,3 +161,30 @@ async def test_metrics_are_labelled_by_route_template_and_code(world: World, jpe
     assert requests(method="POST", route=route, status="200", code="ok") == 1
     assert requests(method="POST", route=route, status="404", code="model_not_found") == 1
     assert requests(method="GET", route="unmatched", status="404", code="not_found") == 1
+
+
+@pytest.mark.parametrize(
+    "media_type", ["IMAGE/JPEG", "image/jpeg; charset=binary", "Image/Jpeg ;q=1", "image/png"]
+)
+async def test_a_content_type_is_understood_in_any_spelling(
+    world: World, jpeg: bytes, media_type: str
+) -> None:
+    """And the picture is what its bytes say, not what its label says."""
+    response = await world.client.post(
+        "/v1/infer/shapes", content=jpeg, headers={**world.bearer(), "Content-Type": media_type}
+    )
+
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "media_type", ["Application/JSON", "application/json; charset=utf-8", "APPLICATION/JSON ;charset=UTF-8"]
+)
+async def test_so_is_that_of_json(world: World, jpeg: bytes, media_type: str) -> None:
+    response = await world.client.post(
+        "/v1/infer/shapes",
+        content=orjson.dumps({"image": text(jpeg)}),
+        headers={**world.bearer(), "Content-Type": media_type},
+    )
+
+    assert response.status_code == 200

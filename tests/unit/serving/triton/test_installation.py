@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,23 @@ def install(root: Path, *files: str) -> Path:
     return root / "bin" / "tritonserver"
 
 
+@pytest.fixture
+def wheel(monkeypatch: pytest.MonkeyPatch) -> Installation:
+    """The wheel's, whatever lies on the PATH of this machine."""
+    monkeypatch.setenv("PATH", "")
+    return Installation.find()
+
+
+def install_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch, *, cuda: bool) -> None:
+    """In place of the one that is installed: one that can use a GPU, or cannot."""
+    (folder / "capi").mkdir(parents=True)
+    if cuda:
+        (folder / "capi" / "libonnxruntime_providers_cuda.so").touch()
+    package = ModuleSpec("onnxruntime", None, is_package=True)
+    package.submodule_search_locations = [str(folder)]
+    monkeypatch.setattr("importlib.util.find_spec", {"onnxruntime": package}.get)
+
+
 def test_one_that_is_named_wins_over_path_and_the_wheel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -31,13 +49,9 @@ def test_one_that_is_named_wins_over_path_and_the_wheel(
     assert Installation.find().executable == on_path
 
 
-def test_without_another_the_wheel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-
-    found = Installation.find()
-
-    assert found.is_wheel
-    assert found.executable.parts[-4:] == ("pytriton", "tritonserver", "bin", "tritonserver")
+def test_without_another_the_wheel_is_found(wheel: Installation) -> None:
+    assert wheel.is_wheel
+    assert wheel.executable.parts[-4:] == ("pytriton", "tritonserver", "bin", "tritonserver")
 
 
 def test_with_none_at_all_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,29 +105,36 @@ def test_somebody_elses_onnxruntime_is_not_overwritten(tmp_path: Path) -> None:
         installation.backend_directory(tmp_path / "ours")
 
 
-def test_the_wheel_gets_its_stub_and_ours(tmp_path: Path) -> None:
-    backends = Installation.find().backend_directory(tmp_path / "ours")
+def test_the_wheel_gets_its_stub_and_ours(wheel: Installation, tmp_path: Path) -> None:
+    backends = wheel.backend_directory(tmp_path / "ours")
 
     assert (backends / "onnxruntime" / "model.py").is_file()
     assert os.access(backends / "python" / "triton_python_backend_stub", os.X_OK)
 
 
 def test_the_environment_has_our_python_first_and_none_of_our_settings(
-    monkeypatch: pytest.MonkeyPatch,
+    wheel: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VISIONGATE_ADMIN_TOKEN", "secret")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")
+    monkeypatch.setenv("PATH", "/its/path")
 
-    env = Installation.find().environment()
+    env = wheel.environment()
 
     assert "secret" not in env.values()
-    assert env["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert env["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/its/path"]
     assert "nvidia_pytriton.libs" in env["LD_LIBRARY_PATH"].split(os.pathsep)[0]
     assert env["LD_LIBRARY_PATH"].split(os.pathsep)[-1] == "/elsewhere"
 
 
-def test_gpus_are_hidden_from_a_wheel_whose_onnxruntime_cannot_use_them() -> None:
-    assert Installation.find().environment()["CUDA_VISIBLE_DEVICES"] == ""
+@pytest.mark.parametrize(("cuda", "visible"), [(False, ""), (True, "0,1")])
+def test_gpus_are_hidden_from_a_wheel_whose_onnxruntime_cannot_use_them(
+    wheel: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: bool, visible: str
+) -> None:
+    install_onnxruntime(tmp_path / "onnxruntime", monkeypatch, cuda=cuda)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+
+    assert wheel.environment()["CUDA_VISIBLE_DEVICES"] == visible
 
 
 def test_another_servers_environment_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,8 +156,10 @@ def test_another_servers_environment_is_its_own(tmp_path: Path, monkeypatch: pyt
         ("--allow-client-shm", False),  # younger than this server
     ],
 )
-def test_the_wheels_server_knows_the_options_of_its_help(option: str, known: bool) -> None:
-    assert Installation.find().knows(option) is known
+def test_the_wheels_server_knows_the_options_of_its_help(
+    wheel: Installation, option: str, known: bool
+) -> None:
+    assert wheel.knows(option) is known
 
 
 def test_a_server_that_cannot_even_tell_its_options_is_an_operator_error(tmp_path: Path) -> None:
