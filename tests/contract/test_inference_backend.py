@@ -22,7 +22,7 @@ from serving.domain.contract import ModelContract
 from serving.errors import BackendUnavailable, DeadlineExceeded
 from serving.ports import InferenceBackend, InferenceOutput
 from serving.triton.launcher import TritonServer
-from tests import onnx_models
+from tests.support import onnx_models
 
 CONTRACT = onnx_models.probe_contract()
 UNKNOWN = onnx_models.probe_contract("unknown")

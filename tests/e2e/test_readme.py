@@ -61,3 +61,7 @@ def test_the_make_verbs_exist() -> None:
     verbs = set(re.findall(r"make ([a-z-]+)", README))
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert verbs <= targets
+
+
+def test_no_placeholder_is_left() -> None:
+    assert re.findall(r"\b[A-Z]+_[A-Z_]+\b", re.sub(r"`[^`]*`|```.*?```", "", README, flags=re.DOTALL)) == []

@@ -209,7 +209,7 @@ def test_stopped_while_it_starts_it_leaves_nothing(tmp_path: Path, reached: str)
 @pytest.mark.timeout(400)
 def test_killed_it_leaves_no_process(tmp_path: Path) -> None:
     """Its folders stay: nobody is left to remove them."""
-    with started(tmp_path / ".run", folders_may_stay=True) as (process, processes, _):
+    with started(tmp_path / ".run", killed=True) as (process, processes, _):
         await_description(process, tmp_path / ".run")
         processes.look()
         stop(process, signal.SIGKILL)

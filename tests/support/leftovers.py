@@ -17,7 +17,7 @@ import psutil
 from tests.support.waiting import eventually
 
 GONE_WITHIN_SECONDS = 10.0
-SCRATCH = re.compile(r"/tmp/vg-\w+")
+SCRATCH = re.compile(r"/tmp/vg-[\w-]+")
 
 
 class RunProcesses:
@@ -41,9 +41,9 @@ class RunProcesses:
         self.look()
         return any(program in " ".join(_command_line(each)) for each in self._seen)
 
-    def still_running(self) -> list[str]:
+    def still_running(self, *, within_seconds: float = GONE_WITHIN_SECONDS) -> list[str]:
         """The processes that are left once they had their time to go."""
-        eventually(lambda: not self._running(), within_seconds=GONE_WITHIN_SECONDS)
+        eventually(lambda: not self._running(), within_seconds=within_seconds)
         return self._running()
 
     def left_behind(self) -> list[str]:

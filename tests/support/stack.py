@@ -22,6 +22,7 @@ COMMAND = Path(sys.executable).parent / "visiongate"
 UP = (str(COMMAND), "up")
 START_TIMEOUT_SECONDS = 120
 STOP_TIMEOUT_SECONDS = 60
+GONE_AFTER_KILL_WITHIN_SECONDS = 90
 PORTS = (
     "PORT",
     "REPLICA_PORT",
@@ -84,9 +85,13 @@ def environment(run_directory: Path, **settings: str) -> dict[str, str]:
 
 @contextmanager
 def started(
-    run_directory: Path, *, command: Sequence[str] = UP, folders_may_stay: bool = False, **settings: str
+    run_directory: Path, *, command: Sequence[str] = UP, killed: bool = False, **settings: str
 ) -> Iterator[tuple[subprocess.Popen[str], RunProcesses, dict[str, str]]]:
-    """Only started: whatever is left of it at the end is removed, and fails the test."""
+    """Only started: whatever is left of it at the end is removed, and fails the test.
+
+    killed: the test ends it with SIGKILL; its folders stay, and Ray's agents first try for a minute to tell a
+    server about it that has gone with it.
+    """
     run_directory.mkdir(parents=True, exist_ok=True)
     variables = environment(run_directory, **settings)
     with (run_directory / "output.txt").open("w") as sink:
@@ -104,7 +109,10 @@ def started(
     try:
         yield process, processes, variables
     finally:
-        left = processes.still_running() if folders_may_stay else processes.left_behind()
+        if killed:
+            left = processes.still_running(within_seconds=GONE_AFTER_KILL_WITHIN_SECONDS)
+        else:
+            left = processes.left_behind()
         processes.remove()
         process.wait()
     assert not left, f"left behind: {left}\n{output_of(run_directory)}"
@@ -120,10 +128,11 @@ def running_stack(
     **settings: str,
 ) -> Iterator[Stack]:
     """Started, ready, and at the end stopped; fails if it leaves a process or a folder behind."""
-    new = started(run_directory, command=command, folders_may_stay=False, **settings)
+    new = started(run_directory, command=command, killed=False, **settings)
     with new as (process, processes, variables):
         described = await_description(process, run_directory)
         processes.look()
+        assert any(folder.is_dir() for folder in processes.scratch), "the scratch folder has another name now"
         try:
             yield Stack(process, run_directory, variables, described)
         finally:
