@@ -18,8 +18,9 @@ check: .venv/.dev ## Lint, types and import rules: the fast ones
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: check ## Everything: check, then unit, contract, parity, integration and end-to-end tests
+test: check .venv-export/.dev ## Everything: check, then unit, contract, parity, integration and end-to-end tests
 	$(BIN)/pytest
+	.venv-export/bin/python -m pytest tests/torch
 
 format: .venv/.dev ## Bring the code into shape
 	$(BIN)/ruff check --fix
@@ -38,7 +39,7 @@ constraints: .venv/.uv ## Pin today's versions of everything again
 	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --no-emit-index-url \
 		--python-version 3.11 --extra dev pyproject.toml -o constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --no-emit-index-url \
-		--python-version 3.11 --extra export pyproject.toml -o constraints-export.txt
+		--python-version 3.11 --extra export pyproject.toml -o export_pipeline/constraints.txt
 
 clean: ## Remove what the verbs above have made
 	rm -rf .venv .venv-export .run .cache .hypothesis .*_cache build dist runs *.egg-info
@@ -60,9 +61,11 @@ clean: ## Remove what the verbs above have made
 	$(PIP) --editable '.[dev]'
 	@touch $@ .venv/.local
 
-.venv-export/.export: .venv/.uv pyproject.toml constraints-export.txt
-	@echo "Installing torch and Ultralytics into .venv-export (about 5 GB) …"
-	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-export
-	$(BIN)/uv pip install --quiet --python .venv-export/bin/python \
-		--constraint constraints-export.txt --editable '.[export]'
+.venv-export/.export: .venv/.local export_pipeline/constraints.txt
+	$(BIN)/visiongate-export environment
+	@touch $@
+
+.venv-export/.dev: .venv-export/.export
+	$(BIN)/uv pip install --quiet --python .venv-export/bin/python --constraint constraints.txt \
+		pytest pytest-asyncio pytest-timeout
 	@touch $@

@@ -63,6 +63,10 @@ def reading(path: Path | str, what: str) -> Iterator[None]:
         raise BadInput(f"{what[0].upper()}{what[1:]} {path} is a folder, not a file.") from exc
     except PermissionError as exc:
         raise BadInput(f"{what[0].upper()}{what[1:]} {path} may not be read: permission denied.") from exc
+    except OSError as exc:
+        if exc.errno not in {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EIO}:
+            raise
+        raise BadInput(f"{what[0].upper()}{what[1:]} {path} cannot be read: {exc.strerror}.") from exc
 
 
 @contextlib.contextmanager

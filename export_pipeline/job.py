@@ -13,7 +13,8 @@
     package/…, <name>-<version>.zip
     log.txt                      everything the isolated process said
 
-Every file and folder appears by a rename, whole or not at all.
+Every file and folder appears by a rename, whole or not at all. The isolated process may write here, so
+nothing here is followed that is not a plain file or folder.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from export_pipeline.errors import BadInput, writing
+from export_pipeline.errors import BadInput, ExportError, writing
 from export_pipeline.facts import CheckpointFacts, Facts, ModelFacts
 from export_pipeline.request import ExportRequest
 
@@ -45,11 +47,15 @@ class JobRecord(Facts):
 
 
 class StepRecord(Facts):
-    """One finished step. sha256: of all its results. command: does it again."""
+    """One finished step. sha256: of all its results. inputs_sha256: of all results before it.
+
+    command: does the step's stage again.
+    """
 
     stage: Stage
     seconds: float
     sha256: str
+    inputs_sha256: str
     command: str
 
 
@@ -91,9 +97,14 @@ class JobFolder:
         return JobRecord.load(self.path / "job.json")
 
     def create(self, record: JobRecord) -> None:
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
         self.write("job.json", record.to_json())
+
+    def foreign_files(self) -> list[str]:
+        """What lies here and is no job's doing; drafts and the lock are what a killed job leaves first."""
+        if self.exists or not self.path.exists():
+            return []
+        ours = {".lock", ".job.json.draft"}
+        return sorted(path.name for path in self.path.iterdir() if path.name not in ours)
 
     def checkpoint(self) -> CheckpointFacts:
         return CheckpointFacts.load(self.path / "checkpoint.json")
@@ -119,7 +130,8 @@ class JobFolder:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".{path.name}.draft")
-            with draft.open("wb") as file:
+            _remove(draft)
+            with draft.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -131,12 +143,15 @@ class JobFolder:
         """An empty folder to fill; it takes `folder`'s place when the block ends without an error."""
         draft = folder.with_name(f".{folder.name}.draft")
         with writing(folder):
-            shutil.rmtree(draft, ignore_errors=True)
+            _remove(draft)
             draft.mkdir(parents=True)
-            yield draft
-            if folder.exists():
-                shutil.rmtree(folder)
-            draft.rename(folder)
+            try:
+                yield draft
+                _remove(folder)
+                draft.rename(folder)
+            except BaseException:
+                _remove(draft)
+                raise
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -154,6 +169,15 @@ class JobFolder:
         finally:
             os.close(file)
 
+    def tidy(self) -> None:
+        """Clear away what a killed process left half-written. Raises ExportError for links and the like."""
+        for path in sorted(self.path.rglob("*")):
+            mode = path.lstat().st_mode if os.path.lexists(path) else 0
+            if path.name.startswith(".") and path.name.endswith(".draft"):
+                _remove(path)
+            elif mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise ExportError(f"{path} is neither a file nor a folder: the job cannot be trusted.")
+
     def digest(self, results: Iterable[str]) -> str | None:
         """SHA-256 over names and contents of results (files or folders); None where one is missing."""
         whole = hashlib.sha256()
@@ -166,6 +190,14 @@ class JobFolder:
                 if file.is_file():
                     whole.update(f"{file.relative_to(self.path)}\0{sha256_of(file)}\n".encode())
         return whole.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Whatever it is, without following it; nothing where there is nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -20,18 +20,24 @@ nothing but the job's folder. The other steps run here, and import neither torch
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
 import shlex
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, get_args
 
-from export_pipeline.errors import ExportError
+from export_pipeline.errors import ExportError, writing
 from export_pipeline.executors import Executor
 from export_pipeline.job import JobFolder, JobRecord, Stage, StepRecord
 from export_pipeline.progress import Event, Progress, Say
 
 Function = Callable[[JobFolder, JobRecord, Say], None]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+"""In order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +84,24 @@ def steps_of(record: JobRecord) -> tuple[Step, ...]:
 
 
 def pending(folder: JobFolder, steps: Sequence[Step]) -> Sequence[Step]:
-    """The first step that is not done, or whose results have changed since, and all after it."""
+    """The first step that is not done, or whose inputs or results have changed since, and all after it."""
     records = folder.state().steps
+    before = ""
     for index, step in enumerate(steps):
         record = records.get(step.name)
-        if record is None or record.sha256 != folder.digest(step.results):
+        if record is None or record.inputs_sha256 != before or record.sha256 != folder.digest(step.results):
             return steps[index:]
+        before = _chained(before, record)
     return ()
 
 
 def run_job(folder: JobFolder, executor: Executor, progress: Progress, *, until: Stage | None = None) -> None:
     """Do what is not done yet. Raises ExportError; what was done before it stays done."""
+    folder.tidy()
     record = folder.record()
     steps = steps_of(record)
     if until is not None:
-        steps = tuple(step for step in steps if _at_most(step.stage, until))
+        steps = tuple(step for step in steps if STAGES.index(step.stage) <= STAGES.index(until))
     todo = list(pending(folder, steps))
     for step in steps[: len(steps) - len(todo)]:
         progress(Event(step=step.name, kind="done_before"))
@@ -100,35 +109,74 @@ def run_job(folder: JobFolder, executor: Executor, progress: Progress, *, until:
         group = _same_place(todo)
         if group[0].isolated:
             executor.run(folder, record, [step.name for step in group], progress)
+            folder.tidy()
         else:
             run_here(folder, record, group, progress)
         todo = todo[len(group) :]
-        if [step.name for step in pending(folder, steps)] != [step.name for step in todo]:
+        left = pending(folder, steps)
+        if len(left) > len(todo) or folder.record() != record:
             raise ExportError(f"{group[-1].name} ended without leaving what it should.")
 
 
 def run_here(folder: JobFolder, record: JobRecord, steps: Sequence[Step], progress: Progress) -> None:
-    """Run steps in this process, whichever it is."""
+    """Run steps in this process, whichever it is, one after the other, and save each."""
     for step in steps:
         began = time.monotonic()
         progress(Event(step=step.name, kind="began"))
-        step.load()(folder, record, _say(step, progress))
-        digest = folder.digest(step.results)
-        if digest is None:
-            raise ExportError(f"{step.name} did not leave {' and '.join(step.results)}.")
-        seconds = round(time.monotonic() - began, 3)
-        command = shlex.join(
-            ["visiongate-export", "resume", str(folder.path), "--from", step.stage, "--until", step.stage]
-        )
-        folder.save_step(
-            step.name, StepRecord(stage=step.stage, seconds=seconds, sha256=digest, command=command)
-        )
+        with _faults_told(step, folder):
+            step.load()(folder, record, _say(step, progress))
+        save_done(step, folder, record, round(time.monotonic() - began, 3))
         progress(Event(step=step.name, kind="done"))
 
 
-def _at_most(stage: Stage, until: Stage) -> bool:
-    order = ("checkpoint", "export", "validate", "package", "publish")
-    return order.index(stage) <= order.index(until)
+def save_done(step: Step, folder: JobFolder, record: JobRecord, seconds: float) -> None:
+    """Put down that a step has left its results in the folder. Raises ExportError where it has not."""
+    digest = folder.digest(step.results)
+    if digest is None:
+        raise ExportError(f"{step.name} did not leave {' and '.join(step.results)}.")
+    done = StepRecord(
+        stage=step.stage,
+        seconds=seconds,
+        sha256=digest,
+        inputs_sha256=_inputs_of(step, folder, record),
+        command=shlex.join(
+            ["visiongate-export", "resume", str(folder.path), "--from", step.stage, "--until", step.stage]
+        ),
+    )
+    folder.save_step(step.name, done)
+
+
+def _inputs_of(step: Step, folder: JobFolder, record: JobRecord) -> str:
+    """Over the results of all steps before this one."""
+    records = folder.state().steps
+    before = ""
+    for earlier in steps_of(record):
+        if earlier.name == step.name:
+            break
+        if earlier.name in records:
+            before = _chained(before, records[earlier.name])
+    return before
+
+
+def _chained(before: str, record: StepRecord) -> str:
+    return hashlib.sha256(f"{before}{record.sha256}".encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _faults_told(step: Step, folder: JobFolder) -> Iterator[None]:
+    """What nobody foresaw becomes one sentence, and a stack trace in the log."""
+    try:
+        with writing(folder.path):
+            yield
+    except ExportError:
+        raise
+    except Exception as exc:
+        with contextlib.suppress(OSError), folder.log_file.open("a") as log:
+            traceback.print_exc(file=log)
+        what = str(exc).partition("\n")[0] or "no reason given"
+        raise ExportError(
+            f"{step.name} failed: {type(exc).__name__}: {what}. The log says more: {folder.log_file}"
+        ) from exc
 
 
 def _same_place(steps: Sequence[Step]) -> list[Step]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +34,19 @@ PredictionSet = Mapping[str, Predictions]
 """By the picture's file name."""
 
 
+MOST_BYTES: Final = 1024**3
+
+
 def save_predictions(path: Path, predictions: PredictionSet) -> None:
-    """One `.npz` of plain arrays; the names are sorted, and the same predictions give the same arrays."""
+    """One `.npz` of plain arrays; the names are sorted, and the same predictions give the same arrays.
+
+    Either all have boxes or none has.
+    """
     names = sorted(predictions)
     rows = [predictions[name] for name in names]
-    boxes = {}
-    if any(row.xyxy is not None for row in rows):
-        boxes["xyxy"] = np.concatenate(
-            [np.empty((0, 4), np.float32), *(row.xyxy for row in rows if row.xyxy is not None)]
-        )
+    boxes = [row.xyxy for row in rows if row.xyxy is not None]
+    if len(boxes) not in {0, len(rows)}:
+        raise ValueError("some of the predictions have boxes, and some have none")
     np.savez_compressed(
         path,
         names=np.array(names, np.str_),
@@ -47,31 +54,53 @@ def save_predictions(path: Path, predictions: PredictionSet) -> None:
         counts=np.array([len(row.confidence) for row in rows], np.int64),
         confidence=np.concatenate([np.empty(0, np.float32), *(row.confidence for row in rows)]),
         class_id=np.concatenate([np.empty(0, np.int64), *(row.class_id for row in rows)]),
-        **boxes,
+        **({"xyxy": np.concatenate(boxes)} if boxes else {}),
     )
 
 
 def load_predictions(path: Path) -> dict[str, Predictions]:
-    """Raises ExportError where the file is not one of ours. Never unpickles."""
+    """Raises ExportError where the file is not one of ours. Never unpickles, never swells past a bound."""
     try:
+        _require_bounded(path)
         with np.load(path, allow_pickle=False) as arrays:
-            counts = arrays["counts"]
-            ends = np.cumsum(counts)
-            found = {}
-            for name, (width, height), begin, end in zip(
-                arrays["names"].tolist(),
-                arrays["sizes_wh"].tolist(),
-                (ends - counts).tolist(),
-                ends.tolist(),
-                strict=True,
-            ):
-                found[name] = Predictions(
-                    width,
-                    height,
-                    arrays["confidence"][begin:end],
-                    arrays["class_id"][begin:end],
-                    arrays["xyxy"][begin:end] if "xyxy" in arrays else None,
-                )
-            return found
-    except (OSError, ValueError, KeyError) as exc:
+            return _split({name: arrays[name] for name in arrays.files})
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as exc:
         raise ExportError(f"{path} does not hold predictions: {exc}") from exc
+
+
+def _require_bounded(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES} bytes unpacked")
+
+
+def _split(arrays: dict[str, NDArray[Any]]) -> dict[str, Predictions]:
+    """Picture by picture. Raises ValueError or KeyError for arrays that do not fit together."""
+    names, sizes_wh, counts = arrays["names"], arrays["sizes_wh"], arrays["counts"]
+    rows = int(counts.sum())
+    expected = {
+        "names": ("U", (len(counts),)),
+        "sizes_wh": ("i", (len(counts), 2)),
+        "counts": ("i", (len(counts),)),
+        "confidence": ("f", (rows,)),
+        "class_id": ("i", (rows,)),
+        **({"xyxy": ("f", (rows, 4))} if "xyxy" in arrays else {}),
+    }
+    for name, (kind, shape) in expected.items():
+        if arrays[name].dtype.kind != kind or arrays[name].shape != shape:
+            raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}, not {kind} {shape}")
+    if (counts < 0).any():
+        raise ValueError("a picture with fewer than no predictions")
+    ends = np.cumsum(counts)
+    found = {}
+    for name, (width, height), begin, end in zip(
+        names.tolist(), sizes_wh.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True
+    ):
+        found[name] = Predictions(
+            width,
+            height,
+            arrays["confidence"][begin:end],
+            arrays["class_id"][begin:end],
+            arrays["xyxy"][begin:end] if "xyxy" in arrays else None,
+        )
+    return found

@@ -1,7 +1,7 @@
-"""The oracle: letterbox, its inverse, heads and NMS as slowly and obviously as they can be written.
+"""The oracle: letterbox, its inverse, crop, heads and NMS as slowly and obviously as they can be written.
 
 Nothing here is fast, and nothing is shared with what it judges. Numbers are Python floats, pictures are numpy
-arrays, boxes are tuples; only the resampling of pixels is OpenCV's.
+arrays, boxes are tuples; only the resampling of pixels is OpenCV's and Pillow's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Box = tuple[float, float, float, float]
 """x_min, y_min, x_max, y_max."""
@@ -24,6 +25,12 @@ class Detection:
     box: Box
     confidence: float
     class_id: int
+
+
+@dataclass(frozen=True)
+class ScoredClass:
+    class_id: int
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,19 @@ def unletterbox_box(
     )
 
 
+def center_crop(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 to (side, side, 3) uint8, as torchvision's Resize(side) and CenterCrop(side) do it."""
+    height, width, _ = picture.shape
+    if width <= height:
+        new_width, new_height = side, int(side * height / width)
+    else:
+        new_width, new_height = int(side * width / height), side
+    resized = np.asarray(Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.BILINEAR))
+    top = round((new_height - side) / 2.0)
+    left = round((new_width - side) / 2.0)
+    return resized[top : top + side, left : left + side]
+
+
 def read_yolo_raw(
     rows: NDArray[np.float32], confidence_threshold: float, class_ids: Sequence[int] | None = None
 ) -> list[Detection]:
@@ -110,6 +130,21 @@ def read_yolo_end_to_end(
         if confidence > np.float32(confidence_threshold) and _wanted(int(class_number), class_ids):
             found.append(Detection((x_min, y_min, x_max, y_max), confidence, int(class_number)))
     return found
+
+
+def read_classification(
+    scores: NDArray[np.float32],
+    confidence_threshold: float,
+    top_k: int,
+    class_ids: Sequence[int] | None = None,
+) -> list[ScoredClass]:
+    """(C,) of one picture: the best of those asked for, above the threshold or, where that is 0, any."""
+    found = []
+    for class_id, score in enumerate(scores):
+        enough = score >= 0 if confidence_threshold == 0 else score > np.float32(confidence_threshold)
+        if np.isfinite(score) and enough and _wanted(class_id, class_ids):
+            found.append(ScoredClass(class_id, float(score)))
+    return sorted(found, key=lambda one: (-one.confidence, one.class_id))[:top_k]
 
 
 def _wanted(class_id: int, class_ids: Sequence[int] | None) -> bool:

@@ -94,7 +94,7 @@ class ExportRequest(_Asked):
     publish: a Triton model repository, or None. new_version: `name` may be taken already.
     """
 
-    checkpoint: str
+    checkpoint: Annotated[str, Field(min_length=1)]
     name: str
     export_format: ExportFormat = "onnx"
     framework: Framework = "ultralytics"

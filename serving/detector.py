@@ -1,9 +1,9 @@
-"""One model's lane: encoded pictures in, detections out, sharing letterbox batches and Triton calls.
+"""One model's lane: encoded pictures in, predictions out, sharing batches of pixels and Triton calls.
 
 ::
 
-    detect ─► decode (thread) ─► Batcher ─► letterbox (thread) ─► backend ─► heads + NMS (thread) ─► detect
-    detect ─► decode (thread) ──┘    one batch: whatever had gathered          └─► detect
+    detect ─► decode (thread) ─► Batcher ─► preprocess (thread) ─► backend ─► postprocess (thread) ─► detect
+    detect ─► decode (thread) ──┘    one batch: whatever had gathered           └─► detect
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from numpy.typing import NDArray
 
 from serving.budget import Budget
 from serving.domain.contract import ModelContract
-from serving.domain.detections import Detections
 from serving.domain.geometry import Size
-from serving.domain.inference import PictureAnswer, StageSeconds
-from serving.domain.options import DetectionOptions
+from serving.domain.inference import PictureAnswer, Predictions, StageSeconds
+from serving.domain.options import PredictionOptions
 from serving.errors import DeadlineExceeded
 from serving.metrics import Metrics
 from serving.ports import Clock, InferenceBackend
 from serving.vision.batcher import Batcher
 from serving.vision.decode import decode_rgb
 from serving.vision.header import read_header
-from serving.vision.letterbox import letterbox_batch
-from serving.vision.postprocess import detect as detect_objects
+from serving.vision.postprocess import postprocess
+from serving.vision.preprocess import preprocess
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,15 +50,20 @@ class DetectorLimits:
 @dataclass(frozen=True, slots=True)
 class _Decoded:
     rgb: NDArray[np.uint8]
-    options: DetectionOptions
+    options: PredictionOptions
     deadline: float
+
+    @property
+    def size(self) -> Size:
+        height, width = self.rgb.shape[:2]
+        return Size(width, height)
 
 
 @dataclass(frozen=True, slots=True)
 class _BatchShare:
     """What one picture gets out of its batch; the seconds are the batch's."""
 
-    detections: Detections
+    predictions: Predictions
     size: Size
     preprocess_seconds: float
     inference_seconds: float
@@ -94,7 +98,7 @@ class Detector:
             clock=clock,
         )
 
-    async def detect(self, data: bytes, options: DetectionOptions, *, deadline: float) -> PictureAnswer:
+    async def detect(self, data: bytes, options: PredictionOptions, *, deadline: float) -> PictureAnswer:
         """Raises PictureUndecodable, PictureTooLarge, UnsupportedMediaType and what the backend raises."""
         pixels = read_header(data).pixels_within(self._limits.max_picture_pixels)
         try:
@@ -113,44 +117,40 @@ class Detector:
             inference=share.inference_seconds,
             postprocess=share.postprocess_seconds,
         )
-        return PictureAnswer(share.detections, share.size, seconds, share.model_version)
+        return PictureAnswer(share.predictions, share.size, seconds, share.model_version)
 
     async def close(self) -> None:
         await self._batcher.close()
 
     async def _run_batch(self, pictures: Sequence[_Decoded]) -> Sequence[_BatchShare]:
         contract = self._contract
-        preprocessing = contract.preprocessing
+        sizes = [picture.size for picture in pictures]
         self._metrics.batch_pictures.observe(len(pictures))
 
         begin = self._clock.monotonic()
         with self._backend.batch_buffer(contract, len(pictures)) as batch_nhwc:
-            geometries = await self._in_thread_to_its_end(
-                letterbox_batch,
-                [picture.rgb for picture in pictures],
-                out=batch_nhwc,
-                fill_value=preprocessing.resize.fill_value,
-                color_space=preprocessing.format.color_space,
+            await self._in_thread_to_its_end(
+                preprocess, contract.preprocessing, [picture.rgb for picture in pictures], out=batch_nhwc
             )
-            letterboxed = self._clock.monotonic()
+            preprocessed = self._clock.monotonic()
             output = await self._backend.infer(
                 contract, batch_nhwc, deadline=max(picture.deadline for picture in pictures)
             )
         inferred = self._clock.monotonic()
-        detections = await self._in_thread(
-            detect_objects, contract, output.tensor, [picture.options for picture in pictures], geometries
+        predictions = await self._in_thread(
+            postprocess, contract, output.tensor, [picture.options for picture in pictures], sizes
         )
         done = self._clock.monotonic()
         return [
             _BatchShare(
                 found,
-                geometry.picture,
-                letterboxed - begin,
-                inferred - letterboxed,
+                size,
+                preprocessed - begin,
+                inferred - preprocessed,
                 done - inferred,
                 output.model_version,
             )
-            for found, geometry in zip(detections, geometries, strict=True)
+            for found, size in zip(predictions, sizes, strict=True)
         ]
 
     async def _in_thread(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -6,7 +6,7 @@
     ├── RequestError              the caller's doing: 4xx, never retried unchanged
     │   ├── Unauthenticated 401 ── KeyExpired, KeyRevoked
     │   ├── Forbidden 403
-    │   ├── ModelNotFound 404, RouteNotFound 404, MethodNotAllowed 405
+    │   ├── ModelNotFound 404 ── ModelRefused; RouteNotFound 404, MethodNotAllowed 405
     │   ├── PayloadTooLarge 413
     │   ├── UnsupportedMediaType 415
     │   └── InvalidRequest 422 ── PictureUndecodable, PictureTooLarge
@@ -88,6 +88,13 @@ class ModelNotFound(RequestError):
             if model is not None
             else "Name a model: this key is allowed on none, or on more than one."
         )
+
+
+class ModelRefused(ModelNotFound):
+    """It is in the repository, and this gateway cannot serve it."""
+
+    def __init__(self, model: str, why: str) -> None:
+        RequestError.__init__(self, f"The model {model!r} cannot be served by this gateway: {why}")
 
 
 class RouteNotFound(RequestError):

@@ -6,16 +6,16 @@ This file knows the ports and the domain. It does not know HTTP, Triton, Redis, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from serving.detector import Detector
 from serving.domain.contract import ModelContract
 from serving.domain.inference import InferenceAnswer, InferenceRequest, PictureAnswer, SentPicture
 from serving.domain.tenant import Principal
 from serving.domain.usage import UsageEvent
 from serving.errors import Forbidden, InvalidRequest, ModelNotFound, RequestError
-from serving.ports import Admission, Clock, KeyStore, ModelCatalog, Reservation, UsageMeter
+from serving.lanes import Lane, Lanes
+from serving.ports import Admission, Clock, KeyStore, Reservation, UsageMeter
 
 T = TypeVar("T")
 
@@ -27,22 +27,24 @@ class Gateway:
         keys: KeyStore,
         admission: Admission,
         meter: UsageMeter,
-        catalog: ModelCatalog,
-        detectors: Mapping[str, Detector],
+        lanes: Lanes,
         clock: Clock,
     ) -> None:
         self._keys = keys
         self._admission = admission
         self._meter = meter
-        self._catalog = catalog
-        self._detectors = detectors
+        self._lanes = lanes
         self._clock = clock
 
     async def authenticate(self, api_key: str) -> Principal:
         return await self._keys.authenticate(api_key)
 
     def models(self, principal: Principal) -> list[ModelContract]:
-        return [self._catalog.get(name) for name in self._catalog.names() if principal.may_use(name)]
+        return [self._lanes.get(name).contract for name in self._lanes.names() if principal.may_use(name)]
+
+    def model(self, principal: Principal, name: str) -> ModelContract:
+        """Raises Forbidden, ModelNotFound, ModelRefused, BackendUnavailable while it is being loaded."""
+        return self._choose_lane(principal, name).contract
 
     async def infer(
         self, principal: Principal, request: InferenceRequest, render: Callable[[InferenceAnswer], T]
@@ -51,7 +53,18 @@ class Gateway:
 
         Raises any VisiongateError; a request that raises is not billed, and its tokens are given back.
         """
-        contract = self._choose_model(principal, request.model)
+        lane = self._choose_lane(principal, request.model)
+        with lane.in_use():  # from here to its end: a lane that is replaced meanwhile stays open for it
+            return await self._infer_on(lane, principal, request, render)
+
+    async def _infer_on(
+        self,
+        lane: Lane,
+        principal: Principal,
+        request: InferenceRequest,
+        render: Callable[[InferenceAnswer], T],
+    ) -> T:
+        contract, detector = lane.contract, lane.detector
         options = contract.options(
             confidence_threshold=request.confidence_threshold,
             iou_threshold=request.iou_threshold,
@@ -66,7 +79,6 @@ class Gateway:
             principal, request_id=request.request_id, pictures=len(request.pictures)
         )
         try:
-            detector = self._detectors[contract.name]
             pictures = await _each_picture(
                 request, lambda data: detector.detect(data, options, deadline=request.deadline)
             )
@@ -87,16 +99,15 @@ class Gateway:
             await self._admission.give_back(reservation)
             raise
 
-    def _choose_model(self, principal: Principal, name: str | None) -> ModelContract:
+    def _choose_lane(self, principal: Principal, name: str | None) -> Lane:
         if name is None:
-            allowed = self.models(principal)
+            allowed = [each for each in self._lanes.names() if principal.may_use(each)]
             if len(allowed) != 1:
                 raise ModelNotFound(None)
-            return allowed[0]
-        contract = self._catalog.get(name)
-        if not principal.may_use(name):
+            return self._lanes.get(allowed[0])
+        if not principal.may_use(name) and name in self._lanes.all_names():
             raise Forbidden(name)
-        return contract
+        return self._lanes.get(name)
 
     def _usage_event(
         self, principal: Principal, request: InferenceRequest, answer: InferenceAnswer

@@ -5,7 +5,7 @@ Every implementation of a port passes the same test suite (`tests/contract/`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -54,12 +54,25 @@ class UsageMeter(Protocol):
         """Record a billed answer before it leaves. Settling one `request_id` twice records it once."""
 
 
-class ModelCatalog(Protocol):
-    def get(self, name: str) -> ModelContract:
-        """Raises ModelNotFound."""
+@dataclass(frozen=True, slots=True)
+class CatalogModel:
+    """A complete entry of the repository. max_batch_size: what Triton takes in one call."""
 
-    def names(self) -> Sequence[str]:
-        """Sorted names of the models that can be served."""
+    contract: ModelContract
+    max_batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogScan:
+    """By name. refused: why this gateway cannot serve it, in a sentence that a client may read."""
+
+    models: Mapping[str, CatalogModel]
+    refused: Mapping[str, str]
+
+
+class ModelCatalog(Protocol):
+    def scan(self) -> CatalogScan:
+        """What is there now. May block, so call it in a thread; costs next to nothing if nothing changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +102,16 @@ class InferenceBackend(Protocol):
         """
 
     async def is_ready(self, contract: ModelContract) -> bool:
-        """Whether a request for this model would be answered now; False when that cannot be told."""
+        """Whether a request for this version would be answered now; False when that cannot be told."""
+
+    async def load(self, contract: ModelContract) -> None:
+        """Return once this version, as the repository holds it now, can be asked.
+
+        Raises OperatorError, with the server's own reason, where it does not load, and BackendUnavailable or
+        DeadlineExceeded where that cannot be told. Asking again for what is loaded costs next to nothing.
+        """
+
+    async def unload(self, name: str) -> None:
+        """Let the server forget a model, once what it has begun is done. Never raises: it is a courtesy."""
 
     async def close(self) -> None: ...

@@ -45,7 +45,7 @@ class LocalStack:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._started = ExitStack()
-        self._catalog = FolderCatalog(settings.model_repository)
+        self._scan = FolderCatalog(settings.model_repository).scan()
         self._triton: TritonServer | None = None
         self.url = f"http://{_reachable(settings.host)}:{settings.port}"
         self.triton_url = f"grpc://{settings.triton_url}"
@@ -64,8 +64,11 @@ class LocalStack:
     def steps(self) -> Iterator[Step]:
         """Start them one after the other. Each raises OperatorError with the reason when it cannot start."""
         self._refuse_taken_ports()
-        if not self._catalog.names():
-            raise OperatorError(f"{self._settings.model_repository} holds no model that can be served.")
+        if not self._scan.models:
+            refused = (f"\n{name}: {why}" for name, why in self._scan.refused.items())
+            raise OperatorError(
+                f"{self._settings.model_repository} holds no model that can be served.{''.join(refused)}"
+            )
         if self._settings.redis_url is None:
             yield Step("Redis", self._start_redis)
         if self._settings.triton_url is None:
@@ -73,12 +76,11 @@ class LocalStack:
         yield Step("Ray", self._start_ray)
         yield Step("Gateway behind its ingress", lambda: deployment.serve_gateway(self._settings))
         if (triton := self._triton) is not None:
-            names = ", ".join(self._catalog.names())
-            yield Step(f"Models: {names}", lambda: self._await_models(triton))
+            yield Step(f"Models: {', '.join(self._scan.models)}", lambda: self._await_models(triton))
 
     def sample_picture(self) -> tuple[str, Path] | None:
         """The first model that ships a picture to try it with, and that picture."""
-        for name in self._catalog.names():
+        for name in self._scan.models:
             picture = self._settings.model_repository / name / "sample.jpg"
             if picture.exists():
                 return name, picture
@@ -97,7 +99,7 @@ class LocalStack:
         settings = self._settings
         self._triton = TritonServer(
             settings.model_repository,
-            self._catalog.names(),
+            list(self._scan.models),
             TritonPorts(settings.triton_http_port, settings.triton_grpc_port, settings.triton_metrics_port),
             executable=settings.triton_executable,
         )

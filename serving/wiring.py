@@ -26,9 +26,11 @@ from serving.api.data_plane import DataPlane, data_plane_router
 from serving.budget import Budget
 from serving.clock import SystemClock
 from serving.detector import Detector, DetectorLimits
+from serving.lanes import Lanes
 from serving.logs import log_to
 from serving.metrics import Metrics
 from serving.pipeline import Gateway
+from serving.ports import CatalogModel, CatalogScan
 from serving.settings import Settings
 
 
@@ -41,22 +43,23 @@ def build(settings: Settings) -> FastAPI:
     database = Database(settings.database_url)
     catalog = FolderCatalog(settings.model_repository)
     backend = TritonBackend(
-        settings.triton_grpc_address, clock=clock, shared_memory=_shared_slots(settings, catalog)
+        settings.triton_grpc_address, clock=clock, shared_memory=_shared_slots(settings, catalog.scan())
     )
     threads = ThreadPoolExecutor(settings.vision_threads, thread_name_prefix="vision")
     decoded_pixels = Budget(settings.max_decoded_pixels)
-    detectors = {
-        name: Detector(
-            catalog.get(name),
+
+    def make_detector(model: CatalogModel) -> Detector:
+        return Detector(
+            model.contract,
             backend=backend,
-            limits=_detector_limits(settings, catalog.max_batch_size(name)),
+            limits=_detector_limits(settings, model.max_batch_size),
             decoded_pixels=decoded_pixels,
             threads=threads,
             clock=clock,
             metrics=metrics,
         )
-        for name in catalog.names()
-    }
+
+    lanes = Lanes(catalog, backend, make_detector, clock)
     keys = SqlKeyStore(
         database,
         server_secret=settings.key_hash_secret,
@@ -67,21 +70,18 @@ def build(settings: Settings) -> FastAPI:
         keys=keys,
         admission=InMemoryAdmission(clock),
         meter=InMemoryMeter(),
-        catalog=catalog,
-        detectors=detectors,
+        lanes=lanes,
         clock=clock,
     )
     stop_metrics = serve_metrics(metrics.registry, first_port=settings.metrics_port)
 
     async def readiness() -> dict[str, bool]:
-        models = [backend.is_ready(catalog.get(name)) for name in catalog.names()]
-        keys_answer, *ready = await asyncio.gather(database.answers(), *models)
+        keys_answer, models = await asyncio.gather(database.answers(), lanes.ready())
         # One model that does not load must not take the others out of rotation with it.
-        return {"keys": keys_answer, "models": any(ready)}
+        return {"keys": keys_answer, "models": any(models.values())}
 
     async def close() -> None:
-        for detector in detectors.values():
-            await detector.close()
+        await lanes.close()
         await backend.close()
         await keys.close()
         await database.close()
@@ -101,12 +101,14 @@ def build(settings: Settings) -> FastAPI:
         [data_plane_router(plane)],
         metrics=metrics,
         max_requests_in_flight=settings.max_requests_in_flight,
+        in_background=lanes.run,
         on_shutdown=close,
     )
 
 
-def _shared_slots(settings: Settings, catalog: FolderCatalog) -> SharedSlots | None:
-    sizes = [catalog.get(name).input_size for name in catalog.names()]
+def _shared_slots(settings: Settings, scan: CatalogScan) -> SharedSlots | None:
+    """As large as the models that are there at the start need; a larger one's pictures go in messages."""
+    sizes = [model.contract.input_size for model in scan.models.values()]
     if not (settings.shared_memory and sizes and _is_loopback(settings.triton_grpc_address)):
         return None
     picture_bytes = max(size.height * size.width * 3 for size in sizes)

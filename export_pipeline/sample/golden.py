@@ -33,7 +33,7 @@ from PIL import Image
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionPredictor
 
-from export_pipeline.sample.publish import CHECKPOINT, INPUT_PX, REPOSITORY
+from export_pipeline.sample import CHECKPOINT, INPUT_PX, REPOSITORY
 from export_pipeline.sample.scenes import (
     CLASS_NAMES,
     PictureU8,

@@ -1,6 +1,6 @@
 """Train the sample detector from nothing and say how good it is.
 
-    python -m export_pipeline.sample.train --out .cache/shapes
+    python -m export_pipeline.sample.train --out .cache/shapes    # leaves .cache/shapes/shapes.pt
 
 Needs the `export` extra (Ultralytics, torch); about ten minutes on two cores. It trains on scenes of 192 px
 whose shapes are as large as they are at 320 px: a third of the work a picture, and a convolutional network
@@ -10,26 +10,26 @@ does not mind. It is measured on whole scenes at 320 px.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")  # Ultralytics would install packages behind our back.
 
-import cv2
+import torch
+import ultralytics
 import ultralytics.data.utils
 import ultralytics.utils.torch_utils
-import yaml
 from ultralytics import YOLO
 
-from export_pipeline.sample.scenes import CLASS_NAMES, Scene, SceneStyle, draw_scene
+from export_pipeline.sample import CHECKPOINT, INPUT_PX
+from export_pipeline.sample.dataset import HELD_OUT_SEED, describe, draw_many, write_scenes
+from export_pipeline.sample.scenes import SceneStyle
 
-HERE: Final = Path(__file__).parent
-NETWORK: Final = HERE / "shapes.yaml"
-INPUT_PX: Final = 320
+NETWORK: Final = CHECKPOINT.with_name("shapes.yaml")
 TRAINING_PX: Final = 192
 TRAINING_SEED: Final = 20_000
 TRAINING_SCENES: Final = 3000
@@ -39,7 +39,6 @@ TRAINING_STYLE: Final = SceneStyle(
     diameter_range=(0.07, 0.6),
     crowd_count_range=(15, 25),
 )
-HELD_OUT_SEED: Final = 10_000_000
 HELD_OUT_SCENES: Final = 400
 
 RECIPE: Final[dict[str, Any]] = {
@@ -72,12 +71,9 @@ AUGMENTATION: Final[dict[str, Any]] = {
 def draw_dataset(folder: Path) -> Path:
     """Draw training and held-out scenes as an Ultralytics data set; returns its YAML file."""
     shutil.rmtree(folder, ignore_errors=True)
-    _write_scenes(folder, "train", _draw_many(TRAINING_SEED, TRAINING_SCENES, TRAINING_STYLE))
-    _write_scenes(folder, "val", _draw_many(HELD_OUT_SEED, HELD_OUT_SCENES, SceneStyle()))
-    data = {"path": str(folder.resolve()), "train": "images/train", "val": "images/val"}
-    file = folder / "data.yaml"
-    file.write_text(yaml.safe_dump({**data, "names": dict(enumerate(CLASS_NAMES))}))
-    return file
+    write_scenes(folder, "train", draw_many(TRAINING_SEED, TRAINING_SCENES, TRAINING_STYLE))
+    write_scenes(folder, "val", draw_many(HELD_OUT_SEED, HELD_OUT_SCENES, SceneStyle()))
+    return describe(folder, {"path": str(folder.resolve()), "train": "images/train", "val": "images/val"})
 
 
 def train(data: Path, out: Path, threads: int = 2) -> Path:
@@ -121,30 +117,20 @@ def measure(weights: Path, data: Path) -> dict[str, float]:
     return {"mAP50": float(metrics.box.map50), "mAP50-95": float(metrics.box.map)}
 
 
-def _draw_many(first_seed: int, count: int, style: SceneStyle) -> Iterable[Scene]:
-    return (draw_scene(first_seed + index, style) for index in range(count))
-
-
-def _write_scenes(folder: Path, split: str, scenes: Iterable[Scene]) -> None:
-    images, labels = folder / "images" / split, folder / "labels" / split
-    images.mkdir(parents=True)
-    labels.mkdir(parents=True)
-    for index, scene in enumerate(scenes):
-        picture_bgr = cv2.cvtColor(scene.picture_rgb, cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(images / f"{index:05d}.jpg"), picture_bgr, [cv2.IMWRITE_JPEG_QUALITY, 88])
-        (labels / f"{index:05d}.txt").write_text(_label_lines(scene))
-
-
-def _label_lines(scene: Scene) -> str:
-    """One `class cx cy w h` line per object, as fractions of the picture."""
-    width, height = scene.size_wh
-    lines = []
-    for item in scene.objects:
-        x_min, y_min, x_max, y_max = item.xyxy
-        centre = ((x_min + x_max) / 2 / width, (y_min + y_max) / 2 / height)
-        size = ((x_max - x_min) / width, (y_max - y_min) / height)
-        lines.append(f"{item.class_id} " + " ".join(f"{value:.6f}" for value in (*centre, *size)))
-    return "".join(f"{line}\n" for line in lines)
+def tidy_checkpoint(source: Path) -> bytes:
+    """The checkpoint in half precision with nothing of the training run but its network and classes."""
+    network = YOLO(source).model.half()
+    network.args = {"task": "detect", "imgsz": INPUT_PX}
+    network.pt_path = CHECKPOINT.name
+    network.yaml["yaml_file"] = NETWORK.name
+    for parameter in network.parameters():
+        parameter.requires_grad = False
+    buffer = io.BytesIO()
+    torch.save(
+        {"epoch": -1, "model": network, "train_args": network.args, "version": ultralytics.__version__},
+        buffer,
+    )
+    return buffer.getvalue()
 
 
 def main() -> None:
@@ -154,7 +140,8 @@ def main() -> None:
     arguments = parser.parse_args()
     data = draw_dataset(arguments.out / "data")
     began = time.monotonic()
-    checkpoint = train(data, arguments.out, arguments.threads)
+    checkpoint = arguments.out / CHECKPOINT.name
+    checkpoint.write_bytes(tidy_checkpoint(train(data, arguments.out, arguments.threads)))
     minutes = (time.monotonic() - began) / 60
     figures = measure(checkpoint, data)
     print(f"{checkpoint}: {minutes:.1f} minutes, " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))

@@ -2,62 +2,139 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 from serving.adapters.model_config import read_max_batch_size
 from serving.domain.contract import ModelContract
-from serving.errors import ModelNotFound, OperatorError
+from serving.domain.metadata import ModelFile
+from serving.errors import OperatorError
+from serving.ports import CatalogModel, CatalogScan
 
-logger = logging.getLogger(__name__)
+METADATA = "metadata.json"
+CONFIG = "config.pbtxt"
+MAX_METADATA_BYTES = 16 << 20
+"""Some hundred thousand classes; a file that is larger is not one of ours."""
+
+Fingerprint = tuple[tuple[int, int, int] | None, ...]
+"""Inode, time of change in nanoseconds and size, of each file that was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
-    contract: ModelContract
-    max_batch_size: int
+class _Looked:
+    """What was found in a folder, and of which files; `refused` where it cannot be served."""
+
+    fingerprint: Fingerprint
+    model_path: str | None
+    found: CatalogModel | str
 
 
 class FolderCatalog:
-    """Read once, at construction. A model we do not fully understand is left out, loudly; the rest serve."""
+    """Folders that begin with a dot are somebody's drafts. For one thread at a time."""
 
     def __init__(self, model_repository: Path) -> None:
-        self._models = _read_models(model_repository)
+        self._model_repository = model_repository
+        self._known: dict[str, _Looked] = {}
 
-    def get(self, name: str) -> ModelContract:
+    def scan(self) -> CatalogScan:
+        """Reads again only what has changed; a model's file is hashed once."""
+        self._known = {name: looked for name in self._folders() if (looked := self._look(name)) is not None}
+        found = {name: looked.found for name, looked in self._known.items()}
+        return CatalogScan(
+            models={name: each for name, each in found.items() if isinstance(each, CatalogModel)},
+            refused={name: each for name, each in found.items() if isinstance(each, str)},
+        )
+
+    def _folders(self) -> list[str]:
         try:
-            return self._models[name].contract
-        except KeyError:
-            raise ModelNotFound(name) from None
+            folders = [path.name for path in self._model_repository.iterdir()]
+        except OSError:
+            return []  # not there yet, or its disk is away: nothing can be served from it
+        return sorted(name for name in folders if not name.startswith("."))
 
-    def names(self) -> Sequence[str]:
-        return sorted(self._models)
-
-    def max_batch_size(self, name: str) -> int:
-        """What Triton takes in one call. Raises KeyError."""
-        return self._models[name].max_batch_size
-
-
-def _read_models(model_repository: Path) -> Mapping[str, _Model]:
-    models = {}
-    for metadata in sorted(model_repository.glob("*/metadata.json")):
-        folder = metadata.parent.name
+    def _look(self, name: str) -> _Looked | None:
+        """None for a folder without a contract: it is no business of the gateway's."""
         try:
-            models[folder] = _Model(
-                _read_contract(metadata, folder), read_max_batch_size(metadata.parent / "config.pbtxt")
-            )
-        except OperatorError as error:
-            logger.warning("refused", extra={"facts": {"model": folder, "why": error.detail}})
-    return models
+            # Held open, so that all that is read is of one entry, even if another takes its place meanwhile.
+            folder = os.open(self._model_repository / name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            if _fingerprint_of(folder, METADATA) is None:
+                return None
+            known = self._known.get(name)
+            if known is not None and known.fingerprint == _fingerprint(folder, known.model_path):
+                return known
+            return _look_into(folder, name)
+        finally:
+            os.close(folder)
 
 
-def _read_contract(metadata: Path, folder: str) -> ModelContract:
+def _look_into(folder: int, name: str) -> _Looked:
+    before = _fingerprint(folder, None)
+    model_path: str | None = None
+    found: CatalogModel | str
     try:
-        contract = ModelContract.parse(metadata.read_bytes())
-    except OSError as exc:
-        raise OperatorError(f"metadata.json cannot be read: {exc.strerror}") from exc
-    if contract.name != folder:
-        raise OperatorError(f"model_info.model_name is {contract.name!r}, the folder {folder!r}")
+        contract = _read_contract(folder, name)
+        if (file := contract.model_info.model_file) is not None:
+            model_path = f"{contract.model_info.version}/{file.name}"
+            before = _fingerprint(folder, model_path)
+            _require_complete(folder, model_path, file)
+        found = CatalogModel(contract, read_max_batch_size(_read(folder, CONFIG), contract))
+    except OperatorError as error:
+        found = error.detail
+    return _Looked(before, model_path, found)
+
+
+def _fingerprint(folder: int, model_path: str | None) -> Fingerprint:
+    files = (METADATA, CONFIG) if model_path is None else (METADATA, CONFIG, model_path)
+    return tuple(_fingerprint_of(folder, file) for file in files)
+
+
+def _fingerprint_of(folder: int, file: str) -> tuple[int, int, int] | None:
+    with suppress(OSError):
+        status = os.stat(file, dir_fd=folder)
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    return None
+
+
+def _read_contract(folder: int, name: str) -> ModelContract:
+    contract = ModelContract.parse(_read(folder, METADATA))
+    if contract.name != name:
+        raise OperatorError(f"model_info.model_name is {contract.name!r}, the folder {name!r}")
     return contract
+
+
+def _require_complete(folder: int, model_path: str, file: ModelFile) -> None:
+    """The file has to be the one that the contract is about: half of it, or another, is not served."""
+    fingerprint = _fingerprint_of(folder, model_path)
+    if fingerprint is None:
+        raise OperatorError("its model file is not there")
+    if fingerprint[2] != file.size_bytes:
+        raise OperatorError(f"its model file has {fingerprint[2]} bytes, not {file.size_bytes}")
+    with _open(folder, model_path) as content:
+        if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
+            raise OperatorError("its model file is not the one that metadata.json names")
+
+
+def _read(folder: int, file: str) -> bytes:
+    with _open(folder, file) as content:
+        read = content.read(MAX_METADATA_BYTES + 1)
+    if len(read) > MAX_METADATA_BYTES:
+        raise OperatorError(f"{file} is larger than {MAX_METADATA_BYTES} bytes")
+    return read
+
+
+@contextmanager
+def _open(folder: int, file: str) -> Iterator[BufferedReader]:
+    """Raises OperatorError, without a path in it, where it cannot be read."""
+    try:
+        with open(os.open(file, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), "rb") as content:  # noqa: PTH123 - a number
+            yield content
+    except OSError as exc:
+        raise OperatorError(f"{file} cannot be read: {exc.strerror}") from exc

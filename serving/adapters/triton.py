@@ -23,13 +23,24 @@ from tritonclient.grpc import service_pb2
 from serving.adapters.shared_memory import SharedSlots
 from serving.adapters.triton_region import Place, TritonRegion, is_unknown_region
 from serving.domain.contract import ModelContract
-from serving.errors import BackendUnavailable, DeadlineExceeded, InternalError, Overloaded, VisiongateError
+from serving.errors import (
+    BackendUnavailable,
+    DeadlineExceeded,
+    InternalError,
+    OperatorError,
+    Overloaded,
+    VisiongateError,
+)
 from serving.ports import Clock, InferenceOutput
 
 _LOGGER = logging.getLogger(__name__)
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
 _MODEL_READY = "/inference.GRPCInferenceService/ModelReady"
+_LOAD = "/inference.GRPCInferenceService/RepositoryModelLoad"
+_UNLOAD = "/inference.GRPCInferenceService/RepositoryModelUnload"
 _READY_TIMEOUT_SECONDS = 1.0
+_LOAD_TIMEOUT_SECONDS = 300.0  # TensorRT engines and their warm-up take minutes
+_UNLOAD_TIMEOUT_SECONDS = 5.0
 _LOGGED_CHARACTERS = 500
 _RAW_INPUT_CONTENTS_TAG = bytes([7 << 3 | 2])  # field 7, length-delimited
 
@@ -107,6 +118,16 @@ class TritonBackend:
             request_serializer=service_pb2.ModelReadyRequest.SerializeToString,
             response_deserializer=service_pb2.ModelReadyResponse.FromString,
         )
+        self._load = self._channel.unary_unary(
+            _LOAD,
+            request_serializer=service_pb2.RepositoryModelLoadRequest.SerializeToString,
+            response_deserializer=service_pb2.RepositoryModelLoadResponse.FromString,
+        )
+        self._unload = self._channel.unary_unary(
+            _UNLOAD,
+            request_serializer=service_pb2.RepositoryModelUnloadRequest.SerializeToString,
+            response_deserializer=service_pb2.RepositoryModelUnloadResponse.FromString,
+        )
         self._region = TritonRegion(shared_memory, self._channel) if shared_memory is not None else None
 
     @contextlib.contextmanager
@@ -126,12 +147,33 @@ class TritonBackend:
         return _output(contract, response)
 
     async def is_ready(self, contract: ModelContract) -> bool:
-        request = service_pb2.ModelReadyRequest(name=contract.name)
+        request = service_pb2.ModelReadyRequest(name=contract.name, version=contract.model_info.version)
         try:
             response = await self._model_ready(request, timeout=_READY_TIMEOUT_SECONDS)
         except (grpc.aio.AioRpcError, grpc.aio.UsageError):
             return False
         return bool(response.ready)
+
+    async def load(self, contract: ModelContract) -> None:
+        request = service_pb2.RepositoryModelLoadRequest(model_name=contract.name)
+        with _translated(contract.name):
+            try:
+                await self._load(request, timeout=_LOAD_TIMEOUT_SECONDS)
+            except grpc.aio.AioRpcError as exc:
+                text = exc.details() or ""
+                if _says_it_does_not_load(text):
+                    raise OperatorError(f"Triton: {text[:_LOGGED_CHARACTERS]}") from exc
+                if not _says_others_load(text):
+                    raise
+        if not await self.is_ready(contract):
+            raise BackendUnavailable
+
+    async def unload(self, name: str) -> None:
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
+        try:
+            await self._unload(request, timeout=_UNLOAD_TIMEOUT_SECONDS)
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError) as exc:
+            _LOGGER.info("Triton did not unload the model %s: %s", name, exc)
 
     async def close(self) -> None:
         if self._region is not None:
@@ -184,7 +226,14 @@ def _request_message(
     """
     deadline = service_pb2.ModelInferRequest()
     deadline.parameters["timeout"].int64_param = max(1, int(timeout_seconds * 1_000_000))
-    head = _request_head(contract.name, contract.input.name, contract.output.name, batch_nhwc.shape, place)
+    head = _request_head(
+        contract.name,
+        contract.model_info.version,
+        contract.input.name,
+        contract.output.name,
+        shape=batch_nhwc.shape,
+        place=place,
+    )
     if place is not None:
         return head + bytes(deadline.SerializeToString())
     return b"".join(
@@ -199,8 +248,11 @@ def _request_message(
 
 
 @functools.lru_cache(maxsize=1024)
-def _request_head(model: str, input: str, output: str, shape: tuple[int, ...], place: Place | None) -> bytes:
-    message = service_pb2.ModelInferRequest(model_name=model)
+def _request_head(
+    model: str, version: str, input: str, output: str, *, shape: tuple[int, ...], place: Place | None
+) -> bytes:
+    # By its version: another one's answer is not to be read with this one's contract.
+    message = service_pb2.ModelInferRequest(model_name=model, model_version=version)
     tensor = message.inputs.add(name=input, datatype="UINT8", shape=shape)
     if place is not None:
         tensor.parameters["shared_memory_region"].string_param = place.region
@@ -243,6 +295,15 @@ def _translated(model: str) -> Iterator[None]:
         raise error() from exc
     except grpc.aio.UsageError as exc:  # the channel was closed
         raise BackendUnavailable from exc
+
+
+def _says_it_does_not_load(text: str) -> bool:
+    return any(words in text.lower() for words in ("failed to load", "load failed", "failed to poll"))
+
+
+def _says_others_load(text: str) -> bool:
+    """A server that loads models by itself, from its start on or by polling, refuses to be told to."""
+    return "explicit model load / unload is not allowed" in text.lower()
 
 
 def error_for(code: grpc.StatusCode, text: str) -> type[VisiongateError]:

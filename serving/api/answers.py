@@ -10,7 +10,7 @@ from starlette.responses import Response
 from serving.api.context import RequestContext
 from serving.domain.contract import ModelContract
 from serving.domain.detections import Detections
-from serving.domain.inference import InferenceAnswer, PictureAnswer, StageSeconds
+from serving.domain.inference import InferenceAnswer, PictureAnswer, Predictions, StageSeconds
 from serving.errors import RequestError
 
 
@@ -34,7 +34,7 @@ def inference_response(answer: InferenceAnswer, context: RequestContext, *, sing
 
 
 def model_description(contract: ModelContract) -> dict[str, Any]:
-    info, nms, size = contract.model_info, contract.postprocessing.nms, contract.input_size
+    info, size = contract.model_info, contract.input_size
     return {
         "id": contract.name,
         "name": contract.name,
@@ -43,36 +43,51 @@ def model_description(contract: ModelContract) -> dict[str, Any]:
         "version": info.version,
         "input_size": {"width": size.width, "height": size.height},
         "classes": list(contract.class_names),
-        "defaults": {
-            "confidence_threshold": nms.confidence_threshold,
-            "iou_threshold": nms.iou_threshold,
-            "max_detections": nms.max_detections,
-        },
+        "defaults": _defaults(contract),
         "contract": contract.sha256,
     }
+
+
+def model_details(contract: ModelContract) -> dict[str, Any]:
+    """The description, and what the export measured and proved; null where it did not."""
+    return {
+        **model_description(contract),
+        "performance": contract.performance,
+        "validation": contract.validation,
+    }
+
+
+def _defaults(contract: ModelContract) -> dict[str, float | int]:
+    options = contract.options()
+    defaults = {
+        "confidence_threshold": options.confidence_threshold,
+        "max_detections": options.max_detections,
+    }
+    if contract.task == "detection":
+        defaults["iou_threshold"] = options.iou_threshold
+    return defaults
 
 
 def _picture(picture: PictureAnswer | RequestError, names: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(picture, RequestError):
         return {"error": {"code": picture.code, "detail": picture.detail}}
     return {
-        "predictions": _predictions(picture.detections, names),
+        "predictions": _predictions(picture.predictions, names),
         "image": {"width": picture.size.width, "height": picture.size.height},
         "timings_ms": _timings(picture.seconds),
     }
 
 
-def _predictions(found: Detections, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    rows = zip(found.xyxy.tolist(), found.confidence.tolist(), found.class_id.tolist(), strict=True)
-    return [
-        {
-            "class": names[class_id],
-            "class_id": class_id,
-            "confidence": round(confidence, 6),
-            "bbox": [round(side, 3) for side in xyxy],
-        }
-        for xyxy, confidence, class_id in rows
+def _predictions(found: Predictions, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = zip(found.class_id.tolist(), found.confidence.tolist(), strict=True)
+    predictions: list[dict[str, Any]] = [
+        {"class": names[class_id], "class_id": class_id, "confidence": round(confidence, 6)}
+        for class_id, confidence in rows
     ]
+    if isinstance(found, Detections):
+        for prediction, xyxy in zip(predictions, found.xyxy.tolist(), strict=True):
+            prediction["bbox"] = [round(side, 3) for side in xyxy]
+    return predictions
 
 
 def _timings(seconds: StageSeconds) -> dict[str, float]:

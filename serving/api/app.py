@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -26,11 +27,17 @@ def build_app(
     *,
     metrics: Metrics,
     max_requests_in_flight: int,
+    in_background: Callable[[], Coroutine[None, None, None]],
     on_shutdown: Callable[[], Awaitable[None]],
 ) -> FastAPI:
+    """`in_background` runs beside the requests until it is cancelled; `on_shutdown` follows the last one."""
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        background = asyncio.create_task(in_background())
         yield
+        background.cancel()
+        await asyncio.wait([background])
         await on_shutdown()
 
     app = FastAPI(

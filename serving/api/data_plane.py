@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from serving.api import schemas
-from serving.api.answers import inference_response, model_description
+from serving.api.answers import inference_response, model_description, model_details
 from serving.api.body import BodyLimits, held_body
 from serving.api.context import RequestContext, context_of
 from serving.api.request_forms import read_inference_request
@@ -97,6 +97,18 @@ def data_plane_router(plane: DataPlane) -> APIRouter:
         principal = await _authenticate(plane, request)
         return _json({"models": [model_description(model) for model in plane.gateway.models(principal)]})
 
+    @router.get(
+        "/v1/models/{name}",
+        summary="One model: what it takes and answers, how fast it was, and what its export proved",
+        response_model=schemas.ModelDetails,
+        responses={status: _ERRORS[status] for status in (401, 403, 404, 503)},
+        openapi_extra={"security": [{"bearer": []}]},
+        tags=["models"],
+    )
+    async def model(request: Request, name: str) -> Response:
+        principal = await _authenticate(plane, request)
+        return _json(model_details(plane.gateway.model(principal, name)))
+
     @router.get("/healthz", summary="The process is up", response_model=schemas.Health, tags=["probes"])
     async def healthz(_: Request) -> Response:
         return _json({"status": "ok"})
@@ -108,7 +120,12 @@ def data_plane_router(plane: DataPlane) -> APIRouter:
         return _json({"ready": ready, "checks": checks}, status=200 if ready else 503)
 
     # RFC 9110, section 9.1: whoever answers GET answers HEAD.
-    for path, get in (("/healthz", healthz), ("/readyz", readyz), ("/v1/models", models)):
+    for path, get in (
+        ("/healthz", healthz),
+        ("/readyz", readyz),
+        ("/v1/models", models),
+        ("/v1/models/{name}", model),
+    ):
         router.add_api_route(path, get, methods=["HEAD"], include_in_schema=False)
     return router
 

@@ -20,11 +20,17 @@ class InferenceOptions(BaseModel):
     model: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
         default=None, description="Deployment id or name; may be left out where the key is allowed on one."
     )
-    confidence_threshold: Unit | None = Field(default=None, description="Keep boxes with more confidence.")
-    iou_threshold: Unit | None = Field(default=None, description="NMS drops boxes that overlap more.")
-    max_detections: Annotated[int, Field(ge=1, le=1000)] | None = None
+    confidence_threshold: Unit | None = Field(
+        default=None, description="Keep what has more confidence; of a classifier, 0 keeps every class."
+    )
+    iou_threshold: Unit | None = Field(
+        default=None, description="NMS drops boxes that overlap more. Not for classifiers."
+    )
+    max_detections: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None, description="In one picture; of a classifier, how many of its most confident classes."
+    )
     classes: Annotated[tuple[ClassSelector, ...], Field(max_length=MAX_CLASSES)] | None = Field(
-        default=None, description="Names or ids to keep."
+        default=None, description="Names or ids to keep; others take none of their places."
     )
 
 
@@ -45,12 +51,19 @@ class InferenceBody(InferenceOptions):
         return self
 
 
-class Prediction(BaseModel):
+class PredictedClass(BaseModel):
+    """One of a classifier's most confident classes."""
+
     model_config = ConfigDict(populate_by_name=True)
 
     class_name: str = Field(alias="class")
     class_id: int
     confidence: float
+
+
+class DetectedObject(PredictedClass):
+    """What a detector found."""
+
     bbox: tuple[float, float, float, float] = Field(
         description="x_min, y_min, x_max, y_max in pixels of the picture as sent, EXIF orientation applied"
     )
@@ -70,7 +83,7 @@ class TimingsMs(BaseModel):
 
 
 class PictureResult(BaseModel):
-    predictions: list[Prediction]
+    predictions: list[DetectedObject] | list[PredictedClass] = Field(description="Most confident first.")
     image: PictureSize
     timings_ms: TimingsMs
 
@@ -106,13 +119,20 @@ class InferenceResults(BaseModel):
 class ModelDescription(BaseModel):
     id: str
     name: str
-    task: str
+    task: Literal["detection", "classification"]
     framework: str
     version: str
     input_size: PictureSize
     classes: list[str]
     defaults: dict[str, float | int]
     contract: str = Field(description="SHA-256 of metadata.json, answered as X-Model-Contract")
+
+
+class ModelDetails(ModelDescription):
+    performance: dict[str, Any] | None = Field(description="Measured by the export; null where it was not")
+    validation: dict[str, Any] | None = Field(
+        description="How far the served model is from its checkpoint; null where nothing was compared"
+    )
 
 
 class ModelList(BaseModel):

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from serving.cli import infer, keys, models, up
+from serving.cli import infer, keys, models, try_models, up
 from serving.cli.console import errors
 from serving.errors import VisiongateError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("infer")(infer.infer)
 app.command("models")(models.models)
+app.command("try")(try_models.try_models)
 app.add_typer(keys.app, name="keys")
 
 

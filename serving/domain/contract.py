@@ -1,98 +1,54 @@
-"""`metadata.json` as the gateway executes it: pictures to tensors, rows to boxes.
-
-The file is data written by the export pipeline (`model_repo/metadata.schema.json` is its home). It is read
-leniently, so unknown fields are let through, but a *value* we do not know is refused: guessing how a model
-wants its pictures is how a gateway starts to answer differently from the user's own run.
-"""
+"""`metadata.json` as the gateway executes it: pictures to tensors, tensors to predictions."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from serving.domain.geometry import Size
-from serving.domain.options import DetectionOptions
+from serving.domain.metadata import (
+    Head,
+    LabelledClass,
+    Measured,
+    ModelInfo,
+    Part,
+    Postprocessing,
+    Preprocessing,
+    SchemaVersion,
+    TaskType,
+    TensorSpec,
+)
+from serving.domain.options import PredictionOptions
 from serving.errors import InvalidRequest, OperatorError
 
-Side = Annotated[int, Field(ge=1, le=16_384)]
-Threshold = Annotated[float, Field(ge=0, le=1)]
-Head = Literal["yolo_raw", "yolo_end_to_end"]
 _JSON_OBJECT = TypeAdapter(dict[str, Any])
+_TASK_OF_HEAD: dict[Head, TaskType] = {
+    "yolo_raw": "detection",
+    "yolo_end_to_end": "detection",
+    "classification": "classification",
+}
+_BOXES_OF_HEAD: dict[Head, str] = {"yolo_raw": "cxcywh", "yolo_end_to_end": "xyxy"}
+_ANTIALIAS = {"letterbox": False, "center_crop": True}
+_OUTPUT_LAYOUT = {"yolo_raw": "NCA"}
+"""Of heads whose dimensions could change places; those of the others are told by their sizes."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+class ModelContract(Part):
+    """One served model: everything between a decoded picture and its predictions, checked on construction."""
 
-
-class ModelInfo(_Part):
-    framework: str
-    task_type: Literal["detection"]
-    model_name: str
-    export_format: str
-    version: str
-
-
-class Resize(_Part):
-    method: Literal["letterbox"]
-    size: tuple[Side, Side]
-    fill_value: Annotated[int, Field(ge=0, le=255)]
-    interpolation: Literal["bilinear"] = "bilinear"
-
-
-class TensorFormat(_Part):
-    input_layout: Literal["NHWC"]
-    color_space: Literal["RGB", "BGR"]
-    dtype: Literal["uint8"]
-
-
-class Preprocessing(_Part):
-    resize: Resize
-    format: TensorFormat
-    embedded: Literal[True]
-
-
-class Nms(_Part):
-    enabled: bool
-    embedded: Literal[False]
-    iou_threshold: Threshold
-    confidence_threshold: Threshold
-    max_detections: Annotated[int, Field(ge=1, le=1000)]
-    class_agnostic: bool = False
-
-
-class OutputFormat(_Part):
-    head: Head
-    bbox_format: Literal["cxcywh", "xyxy"]
-    coordinates: Literal["pixels"]
-
-
-class Postprocessing(_Part):
-    nms: Nms
-    output_format: OutputFormat
-
-
-class TensorSpec(_Part):
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class LabelledClass(_Part):
-    id: int
-    name: str
-
-
-class ModelContract(_Part):
-    """One served model: everything between a decoded picture and its boxes, checked on construction."""
-
+    # In this order, so that what is said first is what matters most.
+    schema_version: SchemaVersion
     model_info: ModelInfo
     preprocessing: Preprocessing
     postprocessing: Postprocessing
     input_spec: tuple[TensorSpec]
     output_spec: tuple[TensorSpec]
-    classes: Annotated[tuple[LabelledClass, ...], Field(min_length=1)]
+    classes: tuple[LabelledClass, ...] = Field(min_length=1)
+    performance: Measured = None
+    validation: Measured = None
     sha256: str
 
     @classmethod
@@ -105,25 +61,17 @@ class ModelContract(_Part):
         except ValidationError as exc:
             first = exc.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise OperatorError(f"metadata.json, {where or 'top level'}: {first['msg']}") from exc
+            why = first["msg"].removeprefix("Value error, ")
+            raise OperatorError(
+                f"metadata.json, {where}: {why}" if where else f"metadata.json, {why}"
+            ) from exc
 
     @model_validator(mode="after")
-    def _classes_match_the_output(self) -> ModelContract:
-        if [entry.id for entry in self.classes] != list(range(len(self.classes))):
-            raise ValueError("classes must be numbered 0, 1, 2 … in order")
-        expected_bbox_format = {"yolo_raw": "cxcywh", "yolo_end_to_end": "xyxy"}[self.head]
-        if self.postprocessing.output_format.bbox_format != expected_bbox_format:
-            raise ValueError(f"the {self.head} head answers {expected_bbox_format} boxes")
-        width, height = self.preprocessing.resize.size
-        if self.input.shape[1:] != (height, width, 3) or self.input.dtype != "uint8":
-            raise ValueError(f"a {width} x {height} picture does not fit the input {self.input}")
-        if self.output.dtype != "float32":
-            raise ValueError(f"the output must be float32, not {self.output.dtype}")
-        shape = self.output.shape
-        if self.head == "yolo_raw" and (len(shape) != 3 or shape[1] != 4 + len(self.classes)):
-            raise ValueError(f"{len(self.classes)} classes do not fit an output of shape {list(shape)}")
-        if self.head == "yolo_end_to_end" and (len(shape) != 3 or shape[2] != 6):
-            raise ValueError(f"an end-to-end head answers rows of 6 numbers, not {list(shape)}")
+    def _fits_together(self) -> ModelContract:
+        _require_fitting_classes(self)
+        _require_parts_of_one_head(self)
+        _require_fitting_input(self)
+        _require_fitting_output(self)
         return self
 
     @property
@@ -131,8 +79,18 @@ class ModelContract(_Part):
         return self.model_info.model_name
 
     @property
+    def task(self) -> TaskType:
+        return self.model_info.task_type
+
+    @property
     def head(self) -> Head:
         return self.postprocessing.output_format.head
+
+    @property
+    def suppresses_duplicates(self) -> bool:
+        """Whether boxes still have to compete when they leave the model."""
+        nms = self.postprocessing.nms
+        return nms is not None and nms.enabled and not nms.embedded
 
     @property
     def input(self) -> TensorSpec:
@@ -158,18 +116,29 @@ class ModelContract(_Part):
         iou_threshold: float | None = None,
         max_detections: int | None = None,
         classes: tuple[str | int, ...] | None = None,
-    ) -> DetectionOptions:
-        """Fill what the caller left out. Raises InvalidRequest for a class this model does not have."""
-        nms = self.postprocessing.nms
-        return DetectionOptions(
-            confidence_threshold=nms.confidence_threshold
-            if confidence_threshold is None
-            else confidence_threshold,
-            iou_threshold=nms.iou_threshold if iou_threshold is None else iou_threshold,
-            max_detections=nms.max_detections if max_detections is None else max_detections,
-            class_ids=None if classes is None else frozenset(self._class_id(entry) for entry in classes),
-            class_agnostic=nms.class_agnostic,
+    ) -> PredictionOptions:
+        """Fill what the caller left out.
+
+        Raises InvalidRequest for a class this model does not have, and for what its head cannot be asked.
+        """
+        asked: dict[str, Any] = {
+            "confidence_threshold": confidence_threshold,
+            "iou_threshold": iou_threshold,
+            "max_detections": max_detections,
+            "class_ids": None if classes is None else frozenset(self._class_id(entry) for entry in classes),
+        }
+        options = replace(
+            self.postprocessing.defaults,
+            **{name: value for name, value in asked.items() if value is not None},
         )
+        if self.task == "classification" and iou_threshold is not None:
+            raise InvalidRequest(
+                f"iou_threshold: the model {self.name!r} answers classes, and no boxes that could overlap."
+            )
+        nms = self.postprocessing.nms
+        if nms is not None and nms.embedded:
+            _require_within_the_graph(options, nms.defaults, self.name)
+        return options
 
     def _class_id(self, name_or_id: str | int) -> int:
         names = self.class_names
@@ -179,3 +148,89 @@ class ModelContract(_Part):
         if text.isascii() and text.isdigit() and int(text) < len(names):
             return int(text)
         raise InvalidRequest(f"The model {self.name!r} has no class {name_or_id!r}.")
+
+
+def _require_within_the_graph(options: PredictionOptions, embedded: PredictionOptions, model: str) -> None:
+    """What was dropped inside the model file cannot be asked for afterwards."""
+    fixed = f"is fixed inside the model {model!r}:"
+    if options.confidence_threshold < embedded.confidence_threshold:
+        raise InvalidRequest(
+            f"confidence_threshold {fixed} {embedded.confidence_threshold}; only more can be asked for."
+        )
+    if options.iou_threshold != embedded.iou_threshold:
+        raise InvalidRequest(f"iou_threshold {fixed} {embedded.iou_threshold}.")
+    if options.max_detections > embedded.max_detections:
+        raise InvalidRequest(
+            f"max_detections {fixed} {embedded.max_detections}; only fewer can be asked for."
+        )
+
+
+def _require_fitting_classes(contract: ModelContract) -> None:
+    if [entry.id for entry in contract.classes] != list(range(len(contract.classes))):
+        raise ValueError("classes: must be numbered 0, 1, 2 … in order")
+
+
+def _require_fitting_input(contract: ModelContract) -> None:
+    resize, taken = contract.preprocessing.resize, contract.input
+    width, height = resize.size
+    if taken.shape[1:] != (height, width, 3) or taken.dtype != "uint8":
+        raise ValueError(f"input_spec: a {width} x {height} picture does not fit {_described(taken)}")
+    for part, tensor in (("input_spec", taken), ("output_spec", contract.output)):
+        if tensor.shape[:1] not in {(-1,), (1,)}:
+            raise ValueError(f"{part}.0.shape: batches come in any size, not as {list(tensor.shape)}")
+    if taken.layout not in {"NHWC", None}:
+        raise ValueError(f"input_spec.0.layout: pictures are NHWC, not {taken.layout}")
+    if resize.antialias != _ANTIALIAS[resize.method]:
+        how = "with" if _ANTIALIAS[resize.method] else "without"
+        raise ValueError(f"preprocessing.resize.antialias: {resize.method} is done {how} it here")
+    if resize.method == "center_crop" and width != height:
+        raise ValueError(f"preprocessing.resize.size: center_crop cuts squares, not {width} x {height}")
+    if width % resize.stride or height % resize.stride:
+        raise ValueError(f"preprocessing.resize.stride: {resize.stride} does not divide {width} x {height}")
+
+
+def _require_parts_of_one_head(contract: ModelContract) -> None:
+    head, parts = contract.head, contract.postprocessing
+    form = parts.output_format
+    if _TASK_OF_HEAD[head] != contract.task:
+        raise ValueError(f"postprocessing.output_format.head: {head} is not for {contract.task}")
+    boxes = {
+        "nms": parts.nms,
+        "output_format.bbox_format": form.bbox_format,
+        "output_format.coordinates": form.coordinates,
+    }
+    classes = {"classification": parts.classification}
+    for fields, belong in ((boxes, head in _BOXES_OF_HEAD), (classes, head == "classification")):
+        for name, value in fields.items():
+            if belong and value is None:
+                raise ValueError(f"postprocessing.{name}: is missing, which a {head} head needs")
+            if not belong and value is not None:
+                raise ValueError(f"postprocessing.{name}: has no meaning for a {head} head")
+    if form.bbox_format != _BOXES_OF_HEAD.get(head):
+        raise ValueError(
+            f"postprocessing.output_format.bbox_format: a {head} head answers {_BOXES_OF_HEAD[head]} boxes"
+        )
+    if parts.nms is not None and parts.nms.embedded and head != "yolo_end_to_end":
+        raise ValueError("postprocessing.nms.embedded: only end-to-end rows went through suppression")
+
+
+def _require_fitting_output(contract: ModelContract) -> None:
+    head, given = contract.head, contract.output
+    if contract.task == "detection" and contract.preprocessing.resize.method != "letterbox":
+        raise ValueError("preprocessing.resize.method: boxes are traced back through a letterbox only")
+    if given.dtype != "float32":
+        raise ValueError(f"output_spec.0.dtype: must be float32, not {given.dtype}")
+    if given.layout not in {_OUTPUT_LAYOUT.get(head, given.layout), None}:
+        raise ValueError(f"output_spec.0.layout: a {head} head is {_OUTPUT_LAYOUT[head]}, not {given.layout}")
+    count = len(contract.classes)
+    fits = {
+        "yolo_raw": len(given.shape) == 3 and given.shape[1] == 4 + count,
+        "yolo_end_to_end": len(given.shape) == 3 and given.shape[2] == 6,
+        "classification": len(given.shape) == 2 and given.shape[1] == count,
+    }
+    if not fits[head]:
+        raise ValueError(f"output_spec: {count} classes do not fit a {head} output of {list(given.shape)}")
+
+
+def _described(tensor: TensorSpec) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"

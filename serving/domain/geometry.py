@@ -1,4 +1,4 @@
-"""Sizes, and the way from a picture to the model's input and back."""
+"""Sizes, and the ways from a picture to the model's input and back."""
 
 from __future__ import annotations
 
@@ -59,3 +59,23 @@ class LetterboxGeometry:
     @property
     def scale_y(self) -> float:
         return self.inner.height / self.picture.height
+
+
+@dataclass(frozen=True, slots=True)
+class CenterCropGeometry:
+    """Which square of a picture a classifier sees: of `resized`, the one that begins at left, top."""
+
+    resized: Size
+    left: int
+    top: int
+
+    @classmethod
+    def fit(cls, picture: Size, side: int) -> CenterCropGeometry:
+        """The shorter side becomes `side`, and the middle is kept.
+
+        Rounding follows torchvision's `Resize(side)` and `CenterCrop(side)`: the longer side is rounded down,
+        and half a pixel of offset to the even one.
+        """
+        shorter = min(picture.width, picture.height)
+        resized = Size(side * picture.width // shorter, side * picture.height // shorter)
+        return cls(resized, left=round((resized.width - side) / 2), top=round((resized.height - side) / 2))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serving.domain.classification import Classification
 from serving.domain.contract import ModelContract
 from serving.domain.detections import Detections
 from serving.domain.geometry import Size
 from serving.errors import RequestError
+
+Predictions = Detections | Classification
+"""What a model says of one picture, by its task."""
 
 SentPicture = bytes | RequestError
 """An encoded file as received, or why there is none (its base64 was broken, say)."""
@@ -48,9 +52,9 @@ class StageSeconds:
 
 @dataclass(frozen=True, slots=True)
 class PictureAnswer:
-    """Detections in pixels of the picture as sent, EXIF orientation applied."""
+    """Boxes are in pixels of the picture as sent, EXIF orientation applied; so is its size."""
 
-    detections: Detections
+    predictions: Predictions
     size: Size
     seconds: StageSeconds
     model_version: str

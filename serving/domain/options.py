@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class DetectionOptions:
+class PredictionOptions:
     """Thresholds as they are executed: `confidence > confidence_threshold` stays, `IoU > iou_threshold` goes.
 
-    class_ids: ids to keep; None keeps all.
+    max_detections: of one picture; of a classifier, how many of its most confident classes.
+    class_ids: ids to keep; None keeps all. iou_threshold, class_agnostic: a classifier has no use for them.
     """
 
     confidence_threshold: float
-    iou_threshold: float
     max_detections: int
+    iou_threshold: float = 1.0
     class_ids: frozenset[int] | None = None
     class_agnostic: bool = False
 

@@ -1,8 +1,10 @@
-"""Pictures to tensors and rows to boxes: bytes and arrays in, arrays out.
+"""Pictures to tensors and tensors to predictions: bytes and arrays in, arrays out.
 
 ::
 
-    header ─► decode ─► letterbox ─► (batcher ─► the model) ─► heads ─► nms ─► postprocess
+    header ─► decode ─► (batcher ─► preprocess ─► the model ─► postprocess)
+                                        │                          │
+                          letterbox, center_crop        heads ─► nms, top_classes
 
 Nothing in here knows of HTTP, Triton, Redis or Ray.
 """

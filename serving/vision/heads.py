@@ -1,15 +1,15 @@
-"""What a model's rows mean: from an output tensor to the candidates above each picture's threshold."""
+"""What a detector's rows mean: from an output tensor to the candidates above each picture's threshold."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.domain.contract import Head
-from serving.domain.options import DetectionOptions
+from serving.domain.metadata import Head
+from serving.domain.options import PredictionOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,12 @@ class Candidates:
         )
 
 
+_Reader = Callable[[NDArray[np.float32], NDArray[np.float32], int], Candidates]
+"""Output, a threshold for each picture, and how many classes there are."""
+
+
 def read_candidates(
-    head: Head, output: NDArray[np.float32], options: Sequence[DetectionOptions], *, class_count: int
+    head: Head, output: NDArray[np.float32], options: Sequence[PredictionOptions], *, class_count: int
 ) -> Candidates:
     """`output`: (B, …) float32 as the head answers it; one entry of `options` a picture.
 
@@ -49,7 +53,7 @@ def read_candidates(
     left out whose box or confidence is not finite, any of whose scores is NaN, or whose class is not one of
     the `class_count` that the model's contract names.
 
-    Raises ValueError where a raw head does not score as many classes.
+    Raises ValueError where a raw head does not score as many classes, KeyError for a head without boxes.
     """
     thresholds = np.array([entry.confidence_threshold for entry in options], np.float32)
     found = _READERS[head](output, thresholds, class_count)
@@ -92,10 +96,10 @@ def _read_yolo_end_to_end(
     )
 
 
-_READERS = {"yolo_raw": _read_yolo_raw, "yolo_end_to_end": _read_yolo_end_to_end}
+_READERS: dict[Head, _Reader] = {"yolo_raw": _read_yolo_raw, "yolo_end_to_end": _read_yolo_end_to_end}
 
 
-def _only_wanted_classes(found: Candidates, options: Sequence[DetectionOptions]) -> Candidates:
+def _only_wanted_classes(found: Candidates, options: Sequence[PredictionOptions]) -> Candidates:
     if all(entry.class_ids is None for entry in options):
         return found
     wanted = np.ones(len(found), np.bool_)

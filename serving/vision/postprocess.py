@@ -1,4 +1,4 @@
-"""A batch of rows to each picture's detections."""
+"""A batch of the model's output to each picture's predictions."""
 
 from __future__ import annotations
 
@@ -9,20 +9,35 @@ from numpy.typing import NDArray
 
 from serving.domain.contract import ModelContract
 from serving.domain.detections import Detections
-from serving.domain.geometry import LetterboxGeometry
-from serving.domain.options import DetectionOptions
+from serving.domain.geometry import LetterboxGeometry, Size
+from serving.domain.inference import Predictions
+from serving.domain.options import PredictionOptions
 from serving.vision.heads import Candidates, read_candidates
 from serving.vision.letterbox import undo_letterbox
 from serving.vision.nms import survivors
+from serving.vision.top_classes import classify
 
 CANDIDATES_AT_A_TIME = 512
 """Of each picture. More than a threshold of any use leaves; bounds the pairs that may overlap each other."""
 
 
+def postprocess(
+    contract: ModelContract,
+    output: NDArray[np.float32],
+    options: Sequence[PredictionOptions],
+    picture_sizes: Sequence[Size],
+) -> Sequence[Predictions]:
+    """What the contract's head says of each picture. output: (B, …) float32; the others: one a picture."""
+    if contract.head == "classification":
+        return classify(output, options, class_count=len(contract.classes))
+    geometries = [LetterboxGeometry.fit(size, contract.input_size) for size in picture_sizes]
+    return detect(contract, output, options, geometries)
+
+
 def detect(
     contract: ModelContract,
     output: NDArray[np.float32],
-    options: Sequence[DetectionOptions],
+    options: Sequence[PredictionOptions],
     geometries: Sequence[LetterboxGeometry],
 ) -> list[Detections]:
     """One `Detections` a picture, in picture pixels, clipped, highest confidence first.
@@ -36,7 +51,7 @@ def detect(
         raise ValueError(f"{len(output)} rows, {len(options)} options and {len(geometries)} geometries")
     found = read_candidates(contract.head, output, options, class_count=len(contract.classes))
     found = found.take(np.lexsort((-found.confidence, found.picture)))
-    if contract.postprocessing.nms.enabled:
+    if contract.suppresses_duplicates:
         found = _without_duplicates(found, options, class_count=len(contract.classes))
     begins = found.first_of_each_picture(len(output))
     return [
@@ -46,7 +61,7 @@ def detect(
 
 
 def _without_duplicates(
-    found: Candidates, options: Sequence[DetectionOptions], *, class_count: int
+    found: Candidates, options: Sequence[PredictionOptions], *, class_count: int
 ) -> Candidates:
     """NMS of candidates that come best first, some of each picture at a time until it has what it wants.
 
@@ -73,7 +88,7 @@ def _without_duplicates(
 
 
 def _survivors(
-    found: Candidates, options: Sequence[DetectionOptions], *, class_count: int
+    found: Candidates, options: Sequence[PredictionOptions], *, class_count: int
 ) -> NDArray[np.bool_]:
     iou_thresholds = np.array([entry.iou_threshold for entry in options], np.float64)
     by_class = np.array([not entry.class_agnostic for entry in options], np.bool_)

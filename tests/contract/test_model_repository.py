@@ -27,6 +27,15 @@ def test_the_metadata_names_the_checkpoint_that_is_committed() -> None:
     assert hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest() == stated
 
 
+def test_the_metadata_names_the_model_file_that_is_committed() -> None:
+    shapes = ROOT / "model_repo" / "shapes"
+    info = json.loads((shapes / "metadata.json").read_text())["model_info"]
+    model = shapes / info["version"] / info["model_file"]["name"]
+
+    assert hashlib.sha256(model.read_bytes()).hexdigest() == info["model_file"]["sha256"]
+    assert model.stat().st_size == info["model_file"]["size_bytes"]
+
+
 @pytest.mark.parametrize("part", ["1/model.onnx", "config.pbtxt", "metadata.json", "README.md", "sample.jpg"])
 def test_the_sample_is_whole(part: str) -> None:
     assert (ROOT / "model_repo" / "shapes" / part).stat().st_size > 0

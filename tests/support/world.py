@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -31,8 +31,10 @@ from serving.domain.api_key import KeyHasher
 from serving.domain.contract import ModelContract
 from serving.domain.key_record import issue_key
 from serving.domain.tenant import Tier
+from serving.lanes import Lanes
 from serving.metrics import Metrics
 from serving.pipeline import Gateway
+from serving.ports import CatalogModel
 from tests.support.contracts import contract
 
 SECRET = SecretStr("a secret that only tests use, long enough")
@@ -45,6 +47,9 @@ MAX_REQUESTS = 8
 def make_contract(name: str = "shapes") -> ModelContract:
     """The contract that `three_anchors` keeps."""
     return contract(name, side=INPUT_SIDE, anchors=3, classes=["cat", "dog"])
+
+
+SHAPES_AND_OTHER = tuple(make_contract(name) for name in ("shapes", "other"))
 
 
 def three_anchors(batch_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -65,6 +70,8 @@ class World:
     client: httpx.AsyncClient
     keys: InMemoryKeyStore
     meter: InMemoryMeter
+    catalog: InMemoryCatalog
+    lanes: Lanes
     backend: InMemoryBackend
     metrics: Metrics
     held_bytes: Budget
@@ -76,22 +83,27 @@ class World:
 
 @asynccontextmanager
 async def running_world(
-    tier: Tier, *, model: Model = three_anchors, request_timeout_seconds: float = 10
+    tier: Tier,
+    *,
+    contracts: Sequence[ModelContract] = SHAPES_AND_OTHER,
+    model: Model = three_anchors,
+    request_timeout_seconds: float = 10,
 ) -> AsyncIterator[World]:
+    """model: answers for all of the contracts."""
     clock = SystemClock()
-    contracts = [make_contract(name) for name in ("shapes", "other")]
     metrics = Metrics(CollectorRegistry())
     keys = InMemoryKeyStore(server_secret=SECRET, tiers={tier.name: tier}, clock=clock)
     meter = InMemoryMeter()
     backend = InMemoryBackend(model, clock)
     held_bytes = Budget(2 * MAX_BODY_BYTES)
     with ThreadPoolExecutor(2) as threads:
-        detectors = {
-            contract.name: Detector(
-                contract,
+
+        def make_detector(model: CatalogModel) -> Detector:
+            return Detector(
+                model.contract,
                 backend=backend,
                 limits=DetectorLimits(
-                    max_batch_size=4,
+                    max_batch_size=model.max_batch_size,
                     max_batches_in_flight=1,
                     max_queued_pictures=8,
                     max_picture_pixels=MAX_PIXELS,
@@ -101,19 +113,21 @@ async def running_world(
                 clock=clock,
                 metrics=metrics,
             )
-            for contract in contracts
-        }
+
+        catalog = InMemoryCatalog(contracts)
+        lanes = Lanes(catalog, backend, make_detector, clock)
+        await lanes.refresh()
+        await lanes.settle()
         gateway = Gateway(
             keys=keys,
             admission=InMemoryAdmission(clock),
             meter=meter,
-            catalog=InMemoryCatalog(contracts),
-            detectors=detectors,
+            lanes=lanes,
             clock=clock,
         )
 
         async def readiness() -> dict[str, bool]:
-            return {contract.name: await backend.is_ready(contract) for contract in contracts}
+            return await lanes.ready()
 
         plane = DataPlane(
             gateway=gateway,
@@ -124,13 +138,13 @@ async def running_world(
         )
 
         async def close() -> None:
-            for detector in detectors.values():
-                await detector.close()
+            await lanes.close()
 
         app = build_app(
             [data_plane_router(plane)],
             metrics=metrics,
             max_requests_in_flight=MAX_REQUESTS,
+            in_background=lanes.run,
             on_shutdown=close,
         )
 
@@ -151,7 +165,7 @@ async def running_world(
 
         transport = httpx.ASGITransport(app, raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-            yield World(app, client, keys, meter, backend, metrics, held_bytes, issue)
+            yield World(app, client, keys, meter, catalog, lanes, backend, metrics, held_bytes, issue)
         await close()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.domain.contract import ModelContract
-from serving.errors import BackendUnavailable, DeadlineExceeded
+from serving.errors import BackendUnavailable, DeadlineExceeded, OperatorError
 from serving.ports import Clock, InferenceOutput
 
 Model = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -18,14 +18,19 @@ Model = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class InMemoryBackend:
-    """Put a model's name into `unavailable`, and it is as if the server went away; take it out again."""
+    """Put a model's name into `unavailable`, and it is as if the server went away; take it out again.
 
-    def __init__(self, run: Model, clock: Clock, *, model_version: str = "1") -> None:
+    `broken` holds, by name, why a model does not load; `loads` and `unloads` what was asked for, in order.
+    """
+
+    def __init__(self, run: Model, clock: Clock) -> None:
         self.unavailable: set[str] = set()
+        self.broken: dict[str, str] = {}
+        self.loads: list[tuple[str, str]] = []
+        self.unloads: list[str] = []
         self._closed = False
         self._run = run
         self._clock = clock
-        self._model_version = model_version
 
     @contextlib.contextmanager
     def batch_buffer(self, contract: ModelContract, pictures: int) -> Iterator[NDArray[np.uint8]]:
@@ -44,10 +49,20 @@ class InMemoryBackend:
             tensor = await asyncio.wait_for(asyncio.to_thread(self._run, batch_nhwc), timeout_seconds)
         except TimeoutError as exc:
             raise DeadlineExceeded("Inference") from exc
-        return InferenceOutput(tensor=_read_only(tensor), model_version=self._model_version)
+        return InferenceOutput(tensor=_read_only(tensor), model_version=contract.model_info.version)
 
     async def is_ready(self, contract: ModelContract) -> bool:
         return not self._closed and contract.name not in self.unavailable
+
+    async def load(self, contract: ModelContract) -> None:
+        self.loads.append((contract.name, contract.model_info.version))
+        if contract.name in self.broken:
+            raise OperatorError(self.broken[contract.name])
+        if not await self.is_ready(contract):
+            raise BackendUnavailable
+
+    async def unload(self, name: str) -> None:
+        self.unloads.append(name)
 
     async def close(self) -> None:
         self._closed = True

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from serving.domain.contract import ModelContract
-from serving.errors import ModelNotFound
+from serving.ports import CatalogModel, CatalogScan
+
+MAX_BATCH_SIZE = 4
 
 
 class InMemoryCatalog:
-    def __init__(self, contracts: Iterable[ModelContract]) -> None:
-        self._contracts = {contract.name: contract for contract in contracts}
+    """Put models and refusals in and take them out: the next scan finds what is there then."""
 
-    def get(self, name: str) -> ModelContract:
-        if name not in self._contracts:
-            raise ModelNotFound(name)
-        return self._contracts[name]
+    def __init__(self, contracts: Iterable[ModelContract] = ()) -> None:
+        self.models = {contract.name: CatalogModel(contract, MAX_BATCH_SIZE) for contract in contracts}
+        self.refused: dict[str, str] = {}
 
-    def names(self) -> Sequence[str]:
-        return sorted(self._contracts)
+    def put(self, contract: ModelContract) -> None:
+        self.models[contract.name] = CatalogModel(contract, MAX_BATCH_SIZE)
+
+    def scan(self) -> CatalogScan:
+        return CatalogScan(dict(self.models), dict(self.refused))

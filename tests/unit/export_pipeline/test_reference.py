@@ -9,10 +9,13 @@ from export_pipeline.reference import (
     Box,
     Detection,
     Placement,
+    ScoredClass,
+    center_crop,
     iou,
     letterbox,
     nms,
     place,
+    read_classification,
     read_yolo_end_to_end,
     read_yolo_raw,
     unletterbox_box,
@@ -43,6 +46,33 @@ def test_letterbox_leaves_a_fitting_picture_as_it_is_between_bars() -> None:
 
     np.testing.assert_array_equal(boxed[1:3], picture)
     assert (boxed[[0, 3]] == 114).all()
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "begins_at"),
+    [
+        ((4, 4), (0, 0)),  # as it is
+        ((6, 4), (1, 0)),  # the same on both sides
+        ((5, 4), (0, 0)),  # half a pixel goes to the even one:
+        ((7, 4), (2, 0)),  # 0.5 to 0, 1.5 to 2
+        ((4, 9), (0, 2)),  # and 2.5 to 2
+    ],
+)
+def test_a_picture_whose_shorter_side_fits_is_only_cut(
+    size_wh: tuple[int, int], begins_at: tuple[int, int]
+) -> None:
+    (width, height), (left, top) = size_wh, begins_at
+    picture = np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
+
+    np.testing.assert_array_equal(center_crop(picture, 4), picture[top : top + 4, left : left + 4])
+
+
+def test_a_larger_picture_is_averaged() -> None:
+    """Two to one: a pixel is made of four, 1, 3, 3 and 1 eighths; at the edge 3, 3 and 1 sevenths."""
+    row = np.array([70, 0, 0, 80, 0, 0, 0, 0], np.uint8)
+    picture = np.repeat(np.repeat(row[None, :, None], 8, axis=0), 3, axis=2)
+
+    assert center_crop(picture, 4)[2, :, 0].tolist() == [30, 30, 10, 0]
 
 
 @pytest.mark.parametrize(
@@ -119,3 +149,14 @@ def test_end_to_end_rows_are_boxes_already() -> None:
 
     assert read_yolo_end_to_end(rows, 0.25) == [Detection((1.0, 2.0, 3.0, 4.0), 0.75, 2)]
     assert read_yolo_end_to_end(rows, 0.25, [0]) == []
+
+
+def test_classes_are_ranked_by_score_and_then_by_id() -> None:
+    scores = np.array([0.25, 0.5, 0.0, 0.25, np.nan], np.float32)
+    ranked = [ScoredClass(1, 0.5), ScoredClass(0, 0.25), ScoredClass(3, 0.25)]
+
+    assert read_classification(scores, 0.0, 5) == [*ranked, ScoredClass(2, 0.0)]
+    assert read_classification(scores, 0.1, 5) == ranked
+    assert read_classification(scores, 0.25, 5) == ranked[:1]
+    assert read_classification(scores, 0.0, 2) == ranked[:2]
+    assert read_classification(scores, 0.0, 5, [3]) == ranked[2:]

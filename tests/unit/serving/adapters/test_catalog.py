@@ -1,55 +1,64 @@
+"""What is in a model repository at the moment it is looked at, and what is not ready to be served."""
+
 from __future__ import annotations
 
-import logging
+import hashlib
+import os
+import shutil
 from pathlib import Path
 
 import orjson
 import pytest
 
 from serving.adapters.catalog import FolderCatalog
-from serving.errors import ModelNotFound
 from tests.support.contracts import metadata
 
-CONFIG = "max_batch_size: 8\n"
+CONFIG = """
+max_batch_size: 8
+input [{ name: "images" data_type: TYPE_UINT8 dims: [64, 64, 3] }]
+output [{ name: "predictions" data_type: TYPE_FP32 dims: [5, 3] }]
+"""
+MODEL = b"a model that nobody runs here"
 
 
-def add_model(repository: Path, folder: str, *, name: str | None = None, config: str = CONFIG) -> Path:
-    (repository / folder).mkdir(parents=True)
-    raw = metadata(name or folder, side=64, anchors=3, classes=["cat"])
-    (repository / folder / "metadata.json").write_bytes(orjson.dumps(raw))
-    (repository / folder / "config.pbtxt").write_text(config)
-    return repository / folder
+def add_model(
+    repository: Path, folder: str, *, name: str | None = None, config: str = CONFIG, model: bytes = MODEL
+) -> Path:
+    """An entry whose contract is about `MODEL`, whatever its file holds."""
+    raw = metadata(name or folder.lstrip("."), side=64, anchors=3, classes=["cat"])
+    digest = hashlib.sha256(MODEL).hexdigest()
+    raw["model_info"]["model_file"] = {"name": "model.onnx", "sha256": digest, "size_bytes": len(MODEL)}
+    entry = repository / folder
+    (entry / "1").mkdir(parents=True)
+    (entry / "1" / "model.onnx").write_bytes(model)
+    (entry / "metadata.json").write_bytes(orjson.dumps(raw))
+    (entry / "config.pbtxt").write_text(config)
+    return entry
 
 
-def refusals(caplog: pytest.LogCaptureFixture) -> list[dict[str, str]]:
-    return [vars(each)["facts"] for each in caplog.records if each.levelno == logging.WARNING]
+@pytest.mark.parametrize("folder", ["absent", "."])
+def test_an_empty_or_missing_repository_holds_nothing(tmp_path: Path, folder: str) -> None:
+    scan = FolderCatalog(tmp_path / folder).scan()
+
+    assert (scan.models, scan.refused) == ({}, {})
 
 
-def test_without_folders_there_are_no_models(tmp_path: Path) -> None:
-    assert FolderCatalog(tmp_path / "absent").names() == []
-
-
-def test_every_folder_with_a_contract_is_a_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_folder_with_a_contract_is_a_model(tmp_path: Path) -> None:
     add_model(tmp_path, "second")
     add_model(tmp_path, "first")
     (tmp_path / "without_a_contract").mkdir()
+    (tmp_path / "metadata.json").write_text("{}")
+    add_model(tmp_path, ".draft")
 
-    catalog = FolderCatalog(tmp_path)
+    scan = FolderCatalog(tmp_path).scan()
 
-    assert catalog.names() == ["first", "second"]
-    assert catalog.get("first").name == "first"
-    assert catalog.max_batch_size("first") == 8
-    assert refusals(caplog) == []
-
-
-def test_a_model_that_is_not_there_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound, match="'absent'"):
-        FolderCatalog(tmp_path).get("absent")
+    assert list(scan.models) == ["first", "second"]
+    assert scan.models["first"].contract.name == "first"
+    assert scan.models["first"].max_batch_size == 8
+    assert scan.refused == {}
 
 
-def test_a_folder_that_is_refused_is_left_out_and_named_in_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_cannot_be_served_is_refused_with_its_reason(tmp_path: Path) -> None:
     add_model(tmp_path, "good")
     (add_model(tmp_path, "no_json") / "metadata.json").write_bytes(b"{")
     (add_model(tmp_path, "unreadable") / "metadata.json").unlink()
@@ -57,13 +66,71 @@ def test_a_folder_that_is_refused_is_left_out_and_named_in_the_log(
     (add_model(tmp_path, "no_config") / "config.pbtxt").unlink()
     add_model(tmp_path, "renamed", name="another")
     add_model(tmp_path, "broken_config", config="max_batch_size: [")
-    add_model(tmp_path, "no_batches", config="max_batch_size: 0")
+    (add_model(tmp_path, "no_model") / "1" / "model.onnx").unlink()
+    add_model(tmp_path, "half", model=MODEL[: len(MODEL) // 2])
+    add_model(tmp_path, "swapped", model=MODEL[::-1])
 
+    scan = FolderCatalog(tmp_path).scan()
+
+    assert list(scan.models) == ["good"]
+    expected = {
+        "no_json": "metadata.json",
+        "unreadable": "metadata.json cannot be read",
+        "no_config": "config.pbtxt cannot be read",
+        "renamed": "'another'",
+        "broken_config": "config.pbtxt cannot be read",
+        "no_model": "model file is not there",
+        "half": f"has {len(MODEL) // 2} bytes, not {len(MODEL)}",
+        "swapped": "not the one that metadata.json names",
+    }
+    assert scan.refused.keys() == expected.keys()
+    for name, says in expected.items():
+        assert says in scan.refused[name]
+        assert str(tmp_path) not in scan.refused[name]
+
+
+def test_a_model_is_found_once_its_file_is_whole(tmp_path: Path) -> None:
+    entry = add_model(tmp_path, "cats", model=MODEL[:-1])
+    catalog = FolderCatalog(tmp_path)
+    assert list(catalog.scan().refused) == ["cats"]
+
+    (entry / "1" / "model.onnx").write_bytes(MODEL)
+
+    assert list(catalog.scan().models) == ["cats"]
+
+
+def test_models_come_and_go_while_it_is_looked_at(tmp_path: Path) -> None:
+    catalog = FolderCatalog(tmp_path)
+    assert not catalog.scan().models
+
+    add_model(tmp_path, ".coming", name="cats").rename(tmp_path / "cats")
+    assert list(catalog.scan().models) == ["cats"]
+
+    shutil.rmtree(tmp_path / "cats")
+    assert not catalog.scan().models
+
+
+def test_an_entry_that_takes_anothers_place_is_noticed(tmp_path: Path) -> None:
+    """Even one with files of the same size and age."""
+    entry = add_model(tmp_path, "cats")
+    catalog = FolderCatalog(tmp_path)
+    before = catalog.scan().models["cats"]
+    other = add_model(tmp_path, ".other", name="cats", config=CONFIG.replace("size: 8", "size: 4"))
+    for file in ("metadata.json", "config.pbtxt", "1/model.onnx"):
+        age = (entry / file).stat().st_mtime_ns
+        os.utime(other / file, ns=(age, age))
+    shutil.rmtree(entry)
+    other.rename(entry)
+
+    after = catalog.scan().models["cats"]
+
+    assert (before.max_batch_size, after.max_batch_size) == (8, 4)
+
+
+def test_what_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
+    add_model(tmp_path, "cats")
     catalog = FolderCatalog(tmp_path)
 
-    assert catalog.names() == ["good"]
-    why = {each["model"]: each["why"] for each in refusals(caplog)}
-    assert sorted(why) == ["broken_config", "no_batches", "no_config", "no_json", "renamed", "unreadable"]
-    assert "'another'" in why["renamed"]
-    assert "max_batch_size" in why["no_batches"]
-    assert all(why.values())
+    first, second = catalog.scan().models["cats"], catalog.scan().models["cats"]
+
+    assert first is second

@@ -76,7 +76,7 @@ async def test_a_message_says_where_the_pictures_lie_instead_of_carrying_them() 
     batch = np.zeros((2, 4, 4, 3), np.uint8)
     place = Place("region", 4096, batch.nbytes, asyncio.create_task(asyncio.sleep(0, result=True)))
     tensor = grpcclient.InferInput("images", batch.shape, "UINT8").set_shared_memory("region", 96, 4096)
-    expected = service_pb2.ModelInferRequest(model_name="m", inputs=[tensor._get_tensor()])
+    expected = service_pb2.ModelInferRequest(model_name="m", model_version="1", inputs=[tensor._get_tensor()])
     expected.outputs.add(name="predictions")
     expected.parameters["timeout"].int64_param = 1_500_000
 

@@ -19,6 +19,11 @@ def prediction(*bbox: float, class_id: int = 0, confidence: float = 0.9) -> dict
     return {"class": "cat", "class_id": class_id, "confidence": confidence, "bbox": list(bbox)}
 
 
+def named(name: str, confidence: float, class_id: int = 0) -> dict[str, Any]:
+    """What a classifier answers."""
+    return {"class": name, "class_id": class_id, "confidence": confidence}
+
+
 def drawn(target: Path, *predictions: dict[str, Any]) -> NDArray[np.uint8]:
     """(H, W, 3) BGR."""
     path = draw_predictions(encode(GREY, ".png"), list(predictions), target / "new" / "drawn.png")
@@ -70,3 +75,26 @@ def test_the_table_has_a_row_a_box() -> None:
     text = captured.get()
     assert text.startswith("shapes")
     assert all(part in text for part in ("cat", "0.988", "1.2", "2.0", "3.0", "4.0", "x_min", "y_max"))
+
+
+def test_classes_of_the_whole_picture_stand_in_its_corner_the_best_on_top(tmp_path: Path) -> None:
+    one = drawn(tmp_path, named("cat", 0.9))
+    two = drawn(tmp_path, named("cat", 0.9), named("dog", 0.1, class_id=1))
+
+    changed_rows, changed_columns = (one != GREY).any(axis=2).nonzero()
+    assert (changed_rows.min(), changed_columns.min()) == (0, 0)
+    assert changed_rows.max() < 40
+    first, second = slice(0, changed_rows.max() + 1), slice(changed_rows.max() + 1, None)
+    np.testing.assert_array_equal(two[first], one[first])
+    assert (two[second] != GREY[second]).any()
+
+
+def test_the_table_of_a_classification_has_no_sides() -> None:
+    table = predictions_table([named("cat", 0.9), named("dog", 0.1)], title="animals")
+
+    assert [column.header for column in table.columns] == ["class", "confidence"]
+    assert table.row_count == 2
+
+
+def test_a_table_of_nothing_is_a_table() -> None:
+    assert predictions_table([], title="nothing").row_count == 0

@@ -15,17 +15,21 @@ from numpy.typing import NDArray
 
 from export_pipeline import reference
 from export_pipeline.reference import Detection
-from serving.domain.contract import Head, ModelContract
+from serving.domain.classification import Classification
+from serving.domain.contract import ModelContract
 from serving.domain.detections import Detections
 from serving.domain.geometry import LetterboxGeometry, Size
-from serving.domain.options import DetectionOptions
-from serving.vision.postprocess import CANDIDATES_AT_A_TIME, detect
+from serving.domain.metadata import Head
+from serving.domain.options import PredictionOptions
+from serving.vision.postprocess import CANDIDATES_AT_A_TIME, detect, postprocess
+from tests.support.contracts import CLASSIFIER
+from tests.support.contracts import END_TO_END as EMBEDDED
 
 SHAPES = json.loads((Path(__file__).parents[4] / "model_repo/shapes/metadata.json").read_bytes())
 CLASS_COUNT = len(SHAPES["classes"])
 INPUT = Size(320, 320)
 AS_IS = LetterboxGeometry.fit(INPUT, INPUT)
-OPTIONS = DetectionOptions(confidence_threshold=0.25, iou_threshold=0.45, max_detections=300)
+OPTIONS = PredictionOptions(confidence_threshold=0.25, iou_threshold=0.45, max_detections=300)
 
 
 NO_CLASSES = (-1, CLASS_COUNT, 1e30, np.nan, np.inf, -np.inf)
@@ -57,7 +61,7 @@ def end_to_end_rows(*rows: Sequence[float]) -> NDArray[np.float32]:
 
 
 def detect_one(
-    contract: ModelContract, output: NDArray[np.float32], options: DetectionOptions = OPTIONS
+    contract: ModelContract, output: NDArray[np.float32], options: PredictionOptions = OPTIONS
 ) -> Detections:
     (found,) = detect(contract, output, [options], [AS_IS])
     return found
@@ -240,7 +244,7 @@ def test_any_batch_is_answered_as_the_oracle_answers_each_picture(head: Head, da
     options = data.draw(
         st.lists(
             st.builds(
-                DetectionOptions,
+                PredictionOptions,
                 confidence_threshold=st.sampled_from([0.0, 0.25, 0.7]),
                 iou_threshold=st.sampled_from([0.0, 0.45, 1.0]),
                 max_detections=st.sampled_from([1, 3, 300]),
@@ -281,7 +285,7 @@ def random_output(head: Head, batch_size: int, *, seed: int, count: int = 40) ->
     return rows
 
 
-def oracle(rows: NDArray[np.float32], options: DetectionOptions, *, nms: bool) -> list[Detection]:
+def oracle(rows: NDArray[np.float32], options: PredictionOptions, *, nms: bool) -> list[Detection]:
     wanted = None if options.class_ids is None else sorted(options.class_ids)
     if not nms:
         candidates = reference.read_yolo_end_to_end(rows, options.confidence_threshold, wanted)
@@ -292,11 +296,39 @@ def oracle(rows: NDArray[np.float32], options: DetectionOptions, *, nms: bool) -
     )
 
 
+def test_rows_that_competed_inside_the_model_do_not_do_so_again_and_padding_is_nothing() -> None:
+    """The graph has its own way with ties and rounding; boxes that it kept are kept."""
+    contract = ModelContract.parse(EMBEDDED)
+    box, padding = (10, 20, 30, 40), (0, 0, 0, 0, 0, 0)
+    output = end_to_end_rows((*box, 0.75, 3), (*box, 0.5, 3), padding, padding)
+
+    for confidence_threshold in (0.0, 0.25):
+        found = detect_one(contract, output, replace(OPTIONS, confidence_threshold=confidence_threshold))
+        assert as_tuples(found) == [(3, 0.75, [*box]), (3, 0.5, [*box])]
+    assert as_tuples(detect_one(contract, output, replace(OPTIONS, max_detections=1))) == [(3, 0.75, [*box])]
+
+
+def test_each_head_is_read_its_own_way() -> None:
+    sizes, options = [Size(640, 480)], [OPTIONS]
+
+    (boxes,) = postprocess(RAW, raw_rows((160, 160, 10, 10, 0.4)), options, sizes)
+    (rows,) = postprocess(END_TO_END, end_to_end_rows((155, 155, 165, 165, 0.4, 0)), options, sizes)
+    (classes,) = postprocess(
+        ModelContract.parse(CLASSIFIER), np.array([[0.1, 0.2, 0.4, 0.3]], np.float32), options, sizes
+    )
+
+    assert isinstance(boxes, Detections)
+    assert isinstance(rows, Detections)
+    assert as_tuples(boxes) == as_tuples(rows) == [(0, 0.4, [310, 230, 330, 250])]
+    assert isinstance(classes, Classification)
+    assert classes.class_id.tolist() == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("options", "geometries"), [([], [AS_IS]), ([OPTIONS], []), ([OPTIONS] * 2, [AS_IS] * 2)]
 )
 def test_a_batch_that_does_not_fit_together_is_refused(
-    options: list[DetectionOptions], geometries: list[LetterboxGeometry]
+    options: list[PredictionOptions], geometries: list[LetterboxGeometry]
 ) -> None:
     with pytest.raises(ValueError, match="1 rows"):
         detect(RAW, raw_rows((10, 10, 4, 4, 0.5)), options, geometries)

@@ -1,0 +1,130 @@
+"""`visiongate try REPOSITORY`: ask the models of a repository through a gateway of one's own.
+
+::
+
+    → {"id": "1", "model": "shapes", "picture": "/pictures/a.jpg", "options": {"confidence_threshold": 0.5}}
+    ← {"ready": true, "models": {"shapes": {"served": true}}, "versions": {…}}    before the first answer
+    ← {"id": "1", "status": 200, "answer": {…}}                          what HTTP answered, in order
+
+A picture that cannot be read or sent has status 0, and the reason in the place of the answer.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from queue import Queue
+from typing import Annotated, Any
+
+import httpx
+import orjson
+import typer
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from serving.cli.client import MEDIA_TYPES, TIMEOUT
+from serving.errors import OperatorError
+from serving.trial import Trial, running_trial
+
+AT_A_TIME = 8
+MAX_LINE_BYTES = 1 << 20
+
+
+class Question(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    model: str
+    picture: Path
+    options: dict[str, float | int | str] = {}
+
+
+Answer = dict[str, Any]
+
+
+def try_models(
+    repository: Annotated[
+        Path, typer.Argument(help="A Triton model repository.", exists=True, file_okay=False)
+    ],
+) -> None:
+    """Serve a repository privately; read requests as JSON lines, write answers as JSON lines."""
+    with running_trial(repository.absolute()) as trial:
+        _write(_introduction(trial))
+        for answer in _answers(trial):
+            _write(answer)
+
+
+def _introduction(trial: Trial) -> Answer:
+    served: dict[str, Answer] = {name: {"served": True} for name in trial.served}
+    refused = {name: {"served": False, "reason": why} for name, why in trial.refused.items()}
+    return {
+        "ready": True,
+        "models": served | refused,
+        "versions": {"visiongate": version("visiongate")},
+    }
+
+
+def _answers(trial: Trial) -> Iterator[Answer]:
+    """In the order of the questions, each as soon as it and all before it are there.
+
+    Raises OperatorError for a line that is not a question, after what was asked before it is answered.
+    """
+    begun: Queue[Future[Answer] | OperatorError | None] = Queue(maxsize=AT_A_TIME)
+    headers = {"Authorization": f"Bearer {trial.api_key}"}
+    with (
+        httpx.Client(base_url=trial.url, headers=headers, timeout=TIMEOUT, trust_env=False) as client,
+        ThreadPoolExecutor(AT_A_TIME) as threads,
+    ):
+
+        def read_questions() -> None:
+            try:
+                for line in iter(lambda: sys.stdin.buffer.readline(MAX_LINE_BYTES), b""):
+                    begun.put(threads.submit(_ask, client, _read(line)))
+                begun.put(None)
+            except OperatorError as error:
+                begun.put(error)
+
+        # A daemon: who is interrupted does not wait for a line that never comes.
+        threading.Thread(target=read_questions, name="questions", daemon=True).start()
+        while (answer := begun.get()) is not None:
+            if isinstance(answer, OperatorError):
+                raise answer
+            yield answer.result()
+
+
+def _read(line: bytes) -> Question:
+    try:
+        return Question.model_validate_json(line)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        raise OperatorError(f"This line is no question: {first['msg']} {list(first['loc'])}") from exc
+
+
+def _ask(client: httpx.Client, question: Question) -> Answer:
+    media_type = MEDIA_TYPES.get(question.picture.suffix.lower())
+    if media_type is None:
+        return _unanswered(question, f"{question.picture.name}: only {', '.join(MEDIA_TYPES)} can be sent.")
+    try:
+        response = client.post(
+            f"/v1/infer/{question.model}",
+            params=question.options,
+            content=question.picture.read_bytes(),
+            headers={"Content-Type": media_type},
+        )
+        return {"id": question.id, "status": response.status_code, "answer": response.json()}
+    except OSError as exc:
+        return _unanswered(question, f"{question.picture.name}: {exc.strerror}")
+    except (httpx.HTTPError, ValueError) as exc:
+        return _unanswered(question, f"The gateway did not answer: {type(exc).__name__}")
+
+
+def _unanswered(question: Question, why: str) -> Answer:
+    return {"id": question.id, "status": 0, "answer": {"detail": why}}
+
+
+def _write(line: Answer) -> None:
+    sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
+    sys.stdout.buffer.flush()
