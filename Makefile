@@ -1,10 +1,11 @@
 # Every verb a developer or CI needs. `make` alone lists them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --no-emit-index-url --python-version 3.11
 PIP := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test format bench-gateway bench-vision train constraints clean
+.PHONY: help run check test format bench-gateway bench-vision bench-export sample train constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -32,17 +33,27 @@ bench-gateway: .venv/.dev ## Pictures a second through HTTP over ONNX Runtime al
 bench-vision: .venv-export/.export ## Letterbox and NMS over Ultralytics' own
 	.venv-export/bin/python -m bench.vision
 
+bench-export: .venv-export/.export .venv/.dev ## Size, latency and accuracy of every form of the sample detector
+	$(BIN)/python -m bench.export
+
+sample: .venv-export/.export ## Export the committed checkpoint into model_repo/shapes again
+	rm -rf .cache/sample && mkdir -p .cache/sample/model_repo
+	.venv-export/bin/python -m export_pipeline.sample.dataset .cache/sample/held-out-scenes
+	$(BIN)/visiongate-export run --checkpoint export_pipeline/sample/shapes.pt --name shapes --imgsz 320 \
+		--pictures tests/golden/pictures --dataset .cache/sample/held-out-scenes \
+		--out .cache/sample/job --publish .cache/sample/model_repo
+	cp -r .cache/sample/model_repo/shapes/. model_repo/shapes/
+
 train: .venv-export/.export ## Train the sample detector from its seed (about ten minutes on two cores)
 	.venv-export/bin/python -m export_pipeline.sample.train
 
-constraints: .venv/.uv ## Pin today's versions of everything again
-	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --no-emit-index-url \
-		--python-version 3.11 --extra dev pyproject.toml -o constraints.txt
-	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --no-emit-index-url \
-		--python-version 3.11 --extra export pyproject.toml -o export_pipeline/constraints.txt
+constraints: .venv/.dev ## Pin today's versions of everything again
+	$(COMPILE) --extra dev pyproject.toml -o constraints.txt
+	$(BIN)/python -c 'from export_pipeline.environment import own_recipe; print(*own_recipe().requirements, sep="\n")' | \
+		$(COMPILE) - -o export_pipeline/constraints.txt
 
 clean: ## Remove what the verbs above have made
-	rm -rf .venv .venv-export .run .cache .hypothesis .*_cache build dist runs *.egg-info
+	rm -rf .venv .venv-export .venv-export.lock .run .cache .hypothesis .*_cache build dist runs *.egg-info
 
 .venv/.uv:
 	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -18,13 +18,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from export_pipeline.errors import ExportError
-from export_pipeline.predictions import Predictions
 
 READY_SECONDS = 120.0
 ANSWER_SECONDS = 60.0
@@ -73,48 +71,6 @@ class Answer(_Line):
         if self.status == 200:
             return None
         return f"{self.status} {self.answer.get('code', '')}: {self.answer.get('detail', '')}"
-
-
-class _Prediction(_Line):
-    class_name: str = Field(alias="class")
-    class_id: Annotated[int, Field(ge=0)]
-    confidence: float
-    bbox: tuple[float, float, float, float] | None = None
-
-
-class _Size(_Line):
-    width: int
-    height: int
-
-
-class _Body(_Line):
-    predictions: list[_Prediction]
-    image: _Size
-
-
-def predictions_of(body: Mapping[str, Any], class_names: Sequence[str], *, boxes: bool) -> Predictions:
-    """The form of the gateway's answer, and of the Python wrapper's. Raises ExportError where it is not.
-
-    A class whose id and name do not belong together is as wrong as another class: refused.
-    """
-    try:
-        read = _Body.model_validate(body)
-    except ValidationError as exc:
-        raise ExportError(
-            f"An answer is not one: {exc.errors(include_url=False, include_input=False)}"
-        ) from exc
-    for each in read.predictions:
-        if each.class_id >= len(class_names) or class_names[each.class_id] != each.class_name:
-            raise ExportError(f"An answer calls class {each.class_id} {each.class_name!r}.")
-        if (each.bbox is None) == boxes:
-            raise ExportError("An answer has boxes where there are none, or the other way round.")
-    return Predictions(
-        read.image.width,
-        read.image.height,
-        np.array([each.confidence for each in read.predictions], np.float32),
-        np.array([each.class_id for each in read.predictions], np.int64),
-        np.array([each.bbox for each in read.predictions], np.float32).reshape(-1, 4) if boxes else None,
-    )
 
 
 class GatewayTrial:

@@ -3,7 +3,7 @@
 ::
 
     catalog.scan ─► new or changed ─► backend.load ─► ready? ─► a new lane takes the old one's place
-        (every second)  └► gone ─► the lane is taken out                └► the old one ends when it is idle
+        (twice a second) └► gone ─► the lane is taken out                └► the old one ends when it is idle
 
 A request keeps the lane it began with, and a lane names its version in every call, so no answer is ever read
 with another model's contract. What fails is tried again, ever more seldom, and at once when its files change.
@@ -24,11 +24,11 @@ from serving.ports import CatalogModel, Clock, InferenceBackend, ModelCatalog
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 60.0
 UNLOAD_AFTER_SECONDS = 5.0
-"""Other gateway processes look once a second, too, and finish what they have."""
+"""Other gateway processes look as often, and finish what they have."""
 
 MakeDetector = Callable[[CatalogModel], Detector]
 

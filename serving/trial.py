@@ -56,6 +56,7 @@ class Trial:
 
     url: str
     api_key: str
+    triton_version: str
     served: tuple[str, ...]
     refused: Mapping[str, str]
 
@@ -71,13 +72,14 @@ def running_trial(model_repository: Path) -> Iterator[Trial]:
             sorted(scan.models),
             TritonPorts(*_ports_of_nobody(3)),
             run_directory=folder / "triton",
+            drain_timeout_seconds=0.0,  # when the block ends, nothing is under way
         )
         stack.enter_context(triton)
         settings = _settings(folder, model_repository, triton.grpc_url)
         api_key = asyncio.run(_issue_key(settings))
         url = stack.enter_context(_served(settings))
         triton.wait_ready(START_TIMEOUT_SECONDS)
-        trial = Trial(url, api_key, tuple(sorted(scan.models)), scan.refused)
+        trial = Trial(url, api_key, _version_of(triton), tuple(sorted(scan.models)), scan.refused)
         _await_models(trial)
         yield trial
 
@@ -136,6 +138,11 @@ async def _issue_key(settings: Settings) -> str:
     finally:
         await database.close()
     return issued.api_key.reveal()
+
+
+def _version_of(triton: TritonServer) -> str:
+    described = httpx.get(f"{triton.http_url}/v2", timeout=10.0, trust_env=False).raise_for_status()
+    return str(described.json()["version"])
 
 
 def _await_models(trial: Trial) -> None:

@@ -12,6 +12,9 @@ from serving.triton.launcher import TritonServer
 from tests.support import onnx_models
 from tests.support.ports import free_triton_ports
 
+# ONNX Runtime's Linux builds report to their maker unless told not to; it is read when they are imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 REPOSITORY = Path(__file__).parents[1] / "model_repo"
 START_TIMEOUT_SECONDS = 120.0
 

@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from export_pipeline.certificate.answers import predictions_of
 from export_pipeline.certificate.measurements import (
     PREDICTED_TASKS,
     DatasetMeasured,
@@ -36,7 +37,6 @@ from export_pipeline.datasets import Dataset, open_dataset
 from export_pipeline.errors import BadInput, ExportError, ValidationFailed
 from export_pipeline.facts import CheckpointFacts, ModelFacts
 from export_pipeline.frameworks import OpenedModel, Thresholds
-from export_pipeline.gateway_path import predictions_of
 from export_pipeline.job import JobFolder, JobRecord
 from export_pipeline.metadata import build_metadata
 from export_pipeline.predictions import Predictions, PredictionSet, save_predictions
@@ -44,7 +44,9 @@ from export_pipeline.progress import Say
 from export_pipeline.runtimes.python.model_wrapper import ModelWrapper
 
 BATCH_PICTURES = 4
-"""Of the larger batch whose tensors are compared; the same pictures go through one by one as well."""
+"""Of the larger batch whose tensors are compared."""
+SINGLE_PICTURES = 2
+"""Of these, go through alone as well."""
 PICTURES_AT_A_TIME = 32
 """Of a data set, between two words of progress."""
 
@@ -77,10 +79,10 @@ class LocalMeasuring:
         (self._draft / "local.json").write_bytes(local.to_json())
 
     def _tensors(self) -> TensorAgreement:
-        """Each of the first pictures alone, then all of them as one batch where the graph takes one."""
+        """Some pictures alone, then more of them as one batch where the graph takes one."""
         with _running("run"):
             rows = [self._row(file) for file in _different(self._pictures)]
-        batches = [row[None] for row in rows]
+        batches = [row[None] for row in rows[:SINGLE_PICTURES]]
         if self._model.max_batch_size > 1 and len(rows) > 1:
             batches.append(np.stack(rows[: self._model.max_batch_size]))
         runs = []
@@ -159,7 +161,7 @@ class LocalMeasuring:
         bgr = cv2.imread(str(picture), cv2.IMREAD_COLOR)
         if bgr is None:
             raise BadInput(f"The golden picture {picture.name} cannot be decoded.")
-        return self._wrapper.preprocess(np.ascontiguousarray(bgr[..., ::-1], np.uint8))
+        return np.array(self._wrapper.preprocess(np.ascontiguousarray(bgr[..., ::-1], np.uint8)))
 
     def _versions(self) -> dict[str, str]:
         return {

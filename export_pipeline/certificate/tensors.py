@@ -20,6 +20,7 @@ from export_pipeline.certificate.tolerances import Allowance, Tolerances
 from export_pipeline.facts import Facts, Tensor
 
 Floats = NDArray[np.float64]
+NOT_FINITE = "some values are not finite"
 
 
 class PartAgreement(Facts):
@@ -87,6 +88,8 @@ def _compare_output(
     if unlike is not None:
         failure = f"its shape is {unlike[1]}, the checkpoint's {unlike[0]}"
         pairs = []
+    elif _is_rows(output) and not all(np.isfinite(side).all() for pair in pairs for side in pair):
+        failure = NOT_FINITE
     elif _is_rows(output):
         aligned = [_align(*pair, columns, allowed) for pair in pairs]
         pairs = [(each.expected, each.answered) for each in aligned]
@@ -120,7 +123,7 @@ def judge_part(
     if failure is None and not expected.size:
         failure = "there is nothing to compare"
     elif failure is None and not np.isfinite(difference).all():
-        failure = "some values are not finite"
+        failure = NOT_FINITE
     elif failure is None and share.max() > 1:
         failure = f"they differ by up to {difference.max():.6g}"
     relative = difference[large] / np.abs(expected[large])
@@ -154,20 +157,22 @@ def _align(
 ) -> _Aligned:
     """For each of the checkpoint's rows the file's most alike; what the file has besides is surplus.
 
-    Rows no more confident than the last one of either side, give or take, are left out: which of them still
-    came onto the list is chance. Padding (confidence 0) is among them.
+    Rows hardly more confident than the checkpoint's last one are left out: which of them still come onto the
+    list is chance. Padding (confidence 0) is among them. Where confidences differ by a margin at most, a row
+    of the checkpoint's is surely on the file's list from two margins above the end, and one of the file's
+    surely among those rows from three.
     """
     kept: list[tuple[Floats, Floats]] = []
     left_out = surplus = 0
     scores_at = columns["scores"][0]
     allowance = allowed.for_part("scores")
     for expected_rows, answered_rows in zip(expected, answered, strict=True):
-        ends = max(side[:, scores_at].min(initial=1.0) for side in (expected_rows, answered_rows))
-        margin = allowance.atol + allowance.rtol * abs(ends)
-        counts = expected_rows[:, scores_at] > ends + margin
+        end = expected_rows[:, scores_at].min(initial=1.0)
+        margin = allowance.atol + allowance.rtol * abs(end)
+        counts = expected_rows[:, scores_at] > end + 2 * margin
         chosen = _most_alike(expected_rows[counts], answered_rows, columns, allowed)
         others = np.delete(answered_rows, chosen, axis=0)
-        surplus += int((others[:, scores_at] > ends + 2 * margin).sum())
+        surplus += int((others[:, scores_at] > end + 3 * margin).sum())
         left_out += int((~counts).sum())
         kept.append((expected_rows[counts], answered_rows[chosen]))
     width = expected.shape[-1]

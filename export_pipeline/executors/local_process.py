@@ -161,6 +161,7 @@ def worker_environment(python: Path, own: Path, record: JobRecord) -> dict[str, 
         # Exporters install packages behind one's back.
         "YOLO_AUTOINSTALL": "false",
         "PIP_REQUIRE_VIRTUALENV": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # A confined process may open no GPU; so nothing is to look for one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,11 @@ def _record_bytes(path: Path) -> dict[str, int]:
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
-    except (zipfile.BadZipFile, OSError, ValueError) as exc:
+            spoilt = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, ValueError) as exc:
         raise BadInput(f"The checkpoint {path.name} is cut short or damaged: {exc}.") from exc
+    if spoilt is not None:
+        raise BadInput(f"The checkpoint {path.name} is damaged: {spoilt} does not match its checksum.")
     pickles = [name for name in sizes if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise BadInput(f"{path.name} is a zip archive, but not a checkpoint: there is no data.pkl in it.")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")  # Ultralytics would install packages behind our back.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime would report to its maker.
 
 import cv2
 import numpy as np

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from export_pipeline.certificate.answers import predictions_of
 from export_pipeline.certificate.judging import judge_job
 from export_pipeline.certificate.measurements import (
     Served,
@@ -16,7 +17,7 @@ from export_pipeline.certificate.measurements import (
 from export_pipeline.certificate.partners import Asked
 from export_pipeline.datasets import open_dataset
 from export_pipeline.errors import ValidationFailed
-from export_pipeline.gateway_path import GatewayTrial, Question, gateway_trial, predictions_of
+from export_pipeline.gateway_path import GatewayTrial, Question, gateway_trial
 from export_pipeline.job import JobFolder, JobRecord
 from export_pipeline.predictions import Predictions, save_predictions
 from export_pipeline.progress import Say

@@ -11,6 +11,7 @@ A picture that cannot be read or sent has status 0, and the reason in the place 
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from queue import Queue
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import httpx
 import orjson
@@ -51,10 +53,15 @@ def try_models(
     ],
 ) -> None:
     """Serve a repository privately; read requests as JSON lines, write answers as JSON lines."""
+    signal.signal(signal.SIGTERM, _interrupt)
     with running_trial(repository.absolute()) as trial:
         _write(_introduction(trial))
         for answer in _answers(trial):
             _write(answer)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _introduction(trial: Trial) -> Answer:
@@ -63,7 +70,7 @@ def _introduction(trial: Trial) -> Answer:
     return {
         "ready": True,
         "models": served | refused,
-        "versions": {"visiongate": version("visiongate")},
+        "versions": {"visiongate": version("visiongate"), "tritonserver": trial.triton_version},
     }
 
 

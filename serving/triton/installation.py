@@ -91,6 +91,8 @@ class Installation:
     def environment(self) -> dict[str, str]:
         """Our own environment without our own settings, secrets among them, and with what the wheel lacks."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("VISIONGATE_")}
+        # ONNX Runtime's Linux builds report the models they load to their maker unless told not to.
+        env["ORT_DISABLE_TELEMETRY"] = "1"
         if not self.is_wheel:
             return env
         # The stub embeds the `python3` that it finds first, and so finds that one's packages.

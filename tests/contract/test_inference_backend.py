@@ -19,7 +19,7 @@ from serving.adapters.memory.clock import ManualClock
 from serving.adapters.shared_memory import SharedSlots
 from serving.adapters.triton import TritonBackend
 from serving.domain.contract import ModelContract
-from serving.errors import BackendUnavailable, DeadlineExceeded
+from serving.errors import BackendUnavailable, DeadlineExceeded, OperatorError
 from serving.ports import InferenceBackend, InferenceOutput
 from serving.triton.launcher import TritonServer
 from tests.support import onnx_models
@@ -172,6 +172,32 @@ async def test_a_model_that_is_not_there_is_unavailable(
 async def test_readiness_is_told_of_each_model(backend: InferenceBackend) -> None:
     assert await backend.is_ready(CONTRACT)
     assert not await backend.is_ready(UNKNOWN)
+
+
+async def test_readiness_is_told_of_each_version(backend: InferenceBackend) -> None:
+    await backend.load(CONTRACT)
+
+    assert await backend.is_ready(CONTRACT)
+
+
+async def test_loading_what_is_loaded_changes_nothing(
+    backend: InferenceBackend, within: Callable[[float], float]
+) -> None:
+    running = asyncio.create_task(infer(backend, CONTRACT, pictures(BRIGHT // 2), deadline=within(30)))
+
+    for _ in range(3):
+        await backend.load(CONTRACT)
+
+    assert (await running).tensor.shape == (1, 5, 1)
+
+
+async def test_loading_what_is_not_there_says_so(backend: InferenceBackend) -> None:
+    with pytest.raises((OperatorError, BackendUnavailable)):
+        await backend.load(UNKNOWN)
+
+
+async def test_unloading_what_is_not_there_is_no_trouble(backend: InferenceBackend) -> None:
+    await backend.unload(UNKNOWN.name)
 
 
 async def test_cancelling_the_caller_cancels_the_call(

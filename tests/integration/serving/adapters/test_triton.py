@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc.aio
 import numpy as np
+import orjson
 import psutil
 import pytest
 from numpy.typing import NDArray
@@ -18,15 +20,17 @@ from numpy.typing import NDArray
 from serving.adapters.memory.clock import ManualClock
 from serving.adapters.triton import TritonBackend, _request_message, error_for
 from serving.domain.contract import ModelContract
-from serving.errors import BackendUnavailable, DeadlineExceeded, InternalError, Overloaded
+from serving.errors import BackendUnavailable, DeadlineExceeded, InternalError, OperatorError, Overloaded
 from serving.ports import InferenceOutput
 from serving.triton.launcher import TritonServer
-from tests.conftest import START_TIMEOUT_SECONDS
+from tests.conftest import ONE_CPU_INSTANCE, START_TIMEOUT_SECONDS, TINY_MODELS
 from tests.support import onnx_models
+from tests.support.contracts import metadata
 from tests.support.ports import free_triton_ports
 
 CONTRACT = onnx_models.probe_contract("narrow")
 CLOCK = ManualClock()
+PROBE_CONFIG = ONE_CPU_INSTANCE + TINY_MODELS["probe"][1]
 SLOW = np.full((1, 4, 4, 3), 255, np.uint8)
 FAST = np.zeros((1, 4, 4, 3), np.uint8)
 
@@ -164,3 +168,60 @@ async def test_the_sample_model_answers_through_the_whole_of_it(triton: TritonSe
     assert output.tensor.shape == (2, *contract.output.shape[1:])
     np.testing.assert_allclose(output.tensor[0], output.tensor[1], atol=1e-3)
     await backend.close()
+
+
+async def test_a_model_is_loaded_used_and_unloaded(backend: TritonBackend, tiny_repository: Path) -> None:
+    contract = onnx_models.probe_contract("late")
+    assert not await backend.is_ready(contract)
+    onnx_models.write_entry(tiny_repository, "late", onnx_models.MEAN_OF_EACH, PROBE_CONFIG)
+
+    await backend.load(contract)
+    output = await backend.infer(
+        contract, np.full((1, 4, 4, 3), 0, np.uint8), deadline=CLOCK.monotonic() + 30
+    )
+    assert output.model_version == "1"
+
+    await backend.unload("late")
+    with pytest.raises(BackendUnavailable):
+        await backend.infer(contract, np.zeros((1, 4, 4, 3), np.uint8), deadline=CLOCK.monotonic() + 30)
+
+
+async def test_a_version_that_is_not_loaded_is_not_answered_by_another(backend: TritonBackend) -> None:
+    raw = metadata("probe", side=4, anchors=1, classes=["thing"])
+    raw["model_info"]["version"] = "2"
+    second = ModelContract.parse(orjson.dumps(raw))
+
+    assert not await backend.is_ready(second)
+    with pytest.raises(BackendUnavailable):
+        await backend.infer(second, np.zeros((1, 4, 4, 3), np.uint8), deadline=CLOCK.monotonic() + 30)
+
+
+async def test_a_model_that_does_not_load_comes_with_tritons_reason(
+    backend: TritonBackend, tiny_repository: Path
+) -> None:
+    onnx_models.write_entry(
+        tiny_repository, "wrong", onnx_models.MEAN_OF_EACH, PROBE_CONFIG.replace("predictions", "elsewhere")
+    )
+
+    with pytest.raises(OperatorError, match="elsewhere"):
+        await backend.load(onnx_models.probe_contract("wrong"))
+
+
+async def test_a_server_that_loads_by_itself_need_not_be_told(
+    tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(tiny_repository / "probe", repository / "probe")
+    arguments = TritonServer._arguments
+
+    def by_itself(self: TritonServer, backends: Path, shared_memory_prefix: str) -> list[str]:
+        usual = arguments(self, backends, shared_memory_prefix)
+        kept = [each for each in usual if not each.startswith("--load-model")]
+        return ["--model-control-mode=none" if "model-control-mode" in each else each for each in kept]
+
+    monkeypatch.setattr(TritonServer, "_arguments", by_itself)
+    with TritonServer(repository, ["probe"], free_triton_ports(), run_directory=tmp_path / "run") as server:
+        server.wait_ready(60)
+        made = TritonBackend(server.grpc_url, CLOCK)
+        await made.load(onnx_models.probe_contract())
+        await made.close()

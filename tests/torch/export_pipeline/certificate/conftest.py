@@ -26,6 +26,7 @@ SOME = ("crowd.jpg", "no_object.jpg", "overlap_one_class.jpg", "portrait.jpg", "
 UNSERVED = Served(served=False, reason="Not tried here.", transport=None, versions={}, refusals={})
 
 Job = tuple[JobFolder, JobRecord]
+Export = Callable[[Path, dict[str, Any]], Path]
 Edit = Callable[[onnx.ModelProto], None]
 MakeJob = Callable[..., Job]
 
@@ -38,15 +39,15 @@ def quick() -> None:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Path]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """The folder of a job done up to `model/`; the same request is exported once."""
     done: dict[str, Path] = {}
 
-    def export(config: dict[str, Any]) -> Path:
-        key = json.dumps(config, sort_keys=True)
+    def export(checkpoint: Path, config: dict[str, Any]) -> Path:
+        key = json.dumps([str(checkpoint), config], sort_keys=True)
         if key not in done:
             folder = JobFolder(tmp_path_factory.mktemp("job"))
-            folder.create(_record(config, {}))
+            folder.create(_record(checkpoint, config, {}))
             steps = [step for step in steps_of(folder.record()) if step.stage in {"checkpoint", "export"}]
             run_here(folder, folder.record(), steps, lambda event: None)
             done[key] = folder.path
@@ -65,19 +66,20 @@ def some_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def job(exported: Callable[[dict[str, Any]], Path], some_pictures: Path, tmp_path: Path) -> MakeJob:
+def job(exported: Export, some_pictures: Path, tmp_path: Path) -> MakeJob:
     """A job of its own, exported, whose gateway part is put down as not tried."""
 
     def make(
         *,
+        checkpoint: Path = CHECKPOINT,
         config: dict[str, Any] | None = None,
         edit: Edit | None = None,
         facts: dict[str, Any] | None = None,
         **validation_config: Any,
     ) -> Job:
         validation_config.setdefault("pictures", str(some_pictures))
-        record = _record(config or {}, validation_config)
-        source = exported(config or {})
+        record = _record(checkpoint, config or {}, validation_config)
+        source = exported(checkpoint, config or {})
         folder = JobFolder(tmp_path / "job")
         folder.create(record)
         for name in ("checkpoint", "model"):
@@ -94,9 +96,9 @@ def job(exported: Callable[[dict[str, Any]], Path], some_pictures: Path, tmp_pat
     return make
 
 
-def _record(config: dict[str, Any], validation_config: dict[str, Any]) -> JobRecord:
+def _record(checkpoint: Path, config: dict[str, Any], validation_config: dict[str, Any]) -> JobRecord:
     values = {
-        "checkpoint": str(CHECKPOINT),
+        "checkpoint": str(checkpoint),
         "name": "shapes",
         "export_config": config,
         "validation_config": validation_config,

@@ -24,11 +24,11 @@ from export_pipeline.certificate.report import Certificate, load_certificate, su
 from export_pipeline.certificate.tensors import Run, TensorAgreement, compare_tensors
 from export_pipeline.certificate.tolerances import tolerances_for
 from export_pipeline.errors import ExportError, ValidationFailed
-from export_pipeline.facts import CheckpointFacts, ModelFacts, Normalize, Resize, Tensor
+from export_pipeline.facts import Tensor
 from export_pipeline.job import JobFolder, JobRecord
 from export_pipeline.predictions import Predictions, save_predictions
-from export_pipeline.request import read_request
 from export_pipeline.stages.validate import judge
+from tests.support.export_jobs import make_job
 from tests.unit.export_pipeline.certificate.test_partners import HERE, NEAR, THERE, boxes
 
 SCHEMA = json.loads((Path(__file__).parents[4] / "model_repo/metadata.schema.json").read_bytes())
@@ -37,9 +37,8 @@ ASKED = Asked(confidence=0.25, iou=0.45, max_detections=300)
 SERVED = Served(served=True, reason=None, transport="http", versions={"triton": "2.51.0"}, refusals={})
 UNSERVED = Served(served=False, reason="No head.", transport=None, versions={}, refusals={})
 GOLDEN: dict[str, Any] = {"source": "-", "count": 1, "asked": ASKED, "lowered": False}
-HASH = "0" * 64
 ONE = boxes((0, 0.9, HERE))
-LABELS = "data.yaml", "path: .\nval: images\nnames: [circle, square]\n"
+LABELS = "data.yaml", "path: .\nval: images\nnames: [circle, square, triangle, star]\n"
 
 Job = Callable[..., tuple[JobFolder, JobRecord]]
 
@@ -64,15 +63,10 @@ def job(tmp_path: Path) -> Job:
         dataset: bool = False,
         drop_max: float = 0.01,
     ) -> tuple[JobFolder, JobRecord]:
-        folder = JobFolder(tmp_path / "job")
         wanted: dict[str, Any] = {"fail_threshold": {"accuracy_drop_max": drop_max}}
         if dataset:
             wanted["dataset"] = _labelled(tmp_path / "labelled")
-        values = {"checkpoint": "best.pt", "name": "shapes", "validation_config": wanted}
-        record = JobRecord(job_id="1", version=1, request=read_request(values))
-        folder.create(record)
-        folder.write("checkpoint.json", _checkpoint().to_json())
-        folder.write("model/model.json", _model().to_json())
+        folder, record = make_job(tmp_path / "job", validation_config=wanted)
         local = Local(
             golden=Golden.model_validate(GOLDEN | (golden or {})),
             dataset=DatasetMeasured(name="data", pictures=1, asked=ASKED, by_framework={"mAP50": 0.9})
@@ -102,43 +96,6 @@ def _labelled(root: Path) -> str:
     (root / "labels/a.txt").write_text("0 0.09375 0.09375 0.125 0.125\n")
     (root / LABELS[0]).write_text(LABELS[1])
     return str(root)
-
-
-def _checkpoint() -> CheckpointFacts:
-    return CheckpointFacts(
-        framework="ultralytics",
-        framework_version="8.4",
-        architecture="-",
-        sha256=HASH,
-        size_bytes=1,
-        task_type="detection",
-        class_names=("circle", "square"),
-        stride=32,
-        parameters=1,
-        trained_size_wh=(320, 320),
-        heads=("yolo_raw",),
-    )
-
-
-def _model() -> ModelFacts:
-    return ModelFacts(
-        file="model.onnx",
-        sha256=HASH,
-        size_bytes=1,
-        export_format="onnx",
-        precision="fp32",
-        opset_version=17,
-        ir_version=8,
-        head="yolo_raw",
-        nms_embedded=False,
-        preprocessing_embedded=True,
-        max_batch_size=16,
-        resize=Resize(method="letterbox", size=(320, 320), stride=32),
-        normalize=Normalize(),
-        inputs=(OUTPUT,),
-        outputs=(OUTPUT,),
-        made_with={},
-    )
 
 
 def judged(made: tuple[JobFolder, JobRecord]) -> Certificate:

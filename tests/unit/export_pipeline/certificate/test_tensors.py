@@ -135,6 +135,14 @@ def test_final_rows_are_compared_as_a_set(
     assert set(failures(compared(ROWS, rows(*expected), rows(*answered)))) == set(failed)
 
 
+@pytest.mark.parametrize("confidence", [0.0, 0.99, 1.0, np.nan, np.inf])
+def test_a_file_whose_rows_are_all_the_same_does_not_pass(confidence: float) -> None:
+    """Whatever its last row is, it is not for the file to say where the list ends."""
+    expected = rows((10, 0.9, 1), (20, 0.8, 1), (30, 0.7, 1), (40, 0.1, 1))
+
+    assert not compared(ROWS, expected, rows(*[(10, confidence, 1)] * 4)).passed
+
+
 def test_rows_that_are_all_padding_are_nothing_to_compare() -> None:
     nothing = rows()
 

@@ -61,7 +61,9 @@ def test_varint_is_protobufs(number: int, encoded: bytes) -> None:
 def test_the_message_written_by_hand_is_the_one_protobuf_would_write(batch_size: int) -> None:
     contract = onnx_models.probe_contract("m")
     batch = np.random.default_rng(0).integers(0, 256, (batch_size, 4, 4, 3), np.uint8)
-    expected = service_pb2.ModelInferRequest(model_name="m", raw_input_contents=[batch.tobytes()])
+    expected = service_pb2.ModelInferRequest(
+        model_name="m", model_version="1", raw_input_contents=[batch.tobytes()]
+    )
     expected.inputs.add(name="images", datatype="UINT8", shape=batch.shape)
     expected.outputs.add(name="predictions")
     expected.parameters["timeout"].int64_param = 1_500_000

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+import orjson
 import pytest
 
+from serving.domain.contract import ModelContract
+from tests.support.contracts import metadata
 from tests.support.problems import assert_problem
-from tests.support.world import World
+from tests.support.world import World, encode, make_contract
+
+JPEG = {"Content-Type": "image/jpeg"}
+WHITE = encode(np.full((64, 64, 3), 255, np.uint8))
 
 # Spec, section 2.
 CODES = [
@@ -54,6 +61,58 @@ async def test_a_key_sees_the_models_that_it_may_use(
 
 async def test_without_a_key_there_is_no_list(world: World) -> None:
     assert_problem(await world.client.get("/v1/models"), 401, "unauthenticated")
+
+
+async def test_one_model_says_what_its_export_proved(world: World) -> None:
+    proof = {"passed": True, "pictures": 18}
+    raw = metadata("proven", side=64, anchors=3, classes=["cat", "dog"]) | {"validation": proof}
+    world.catalog.put(ModelContract.parse(orjson.dumps(raw)))
+    await world.lanes.refresh()
+    await world.lanes.settle()
+
+    response = await world.client.get("/v1/models/proven", headers=world.bearer())
+
+    described = response.json()
+    assert response.status_code == 200
+    assert (described["id"], described["version"]) == ("proven", "1")
+    assert described["validation"] == proof
+    assert described["performance"] is None
+    assert described["contract"] == world.lanes.get("proven").contract.sha256
+
+
+async def test_a_model_that_is_refused_says_why_to_whom_it_concerns(world: World) -> None:
+    world.catalog.refused["masks"] = "it is for segmentation"
+    await world.lanes.refresh()
+
+    for method, path in (("GET", "/v1/models/masks"), ("POST", "/v1/infer/masks")):
+        told = await world.client.request(method, path, headers={**world.bearer(), **JPEG}, content=WHITE)
+        assert_problem(told, 404, "model_not_found")
+        assert "segmentation" in told.json()["detail"]
+        others = {**world.bearer(models=["shapes"]), **JPEG}
+        refused = await world.client.request(method, path, headers=others, content=WHITE)
+        assert_problem(refused, 403, "forbidden")
+        assert "segmentation" not in refused.text
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "code"), [("absent", 404, "model_not_found"), ("other", 403, "forbidden")]
+)
+async def test_one_model_is_for_those_who_may_use_it(world: World, name: str, status: int, code: str) -> None:
+    response = await world.client.get(f"/v1/models/{name}", headers=world.bearer(models=["shapes", "absent"]))
+
+    assert_problem(response, status, code)
+
+
+async def test_a_model_that_is_being_loaded_is_not_there_yet(world: World) -> None:
+    world.catalog.put(make_contract("coming"))
+    world.backend.broken["coming"] = "not now"
+    await world.lanes.refresh()
+    await world.lanes.settle()
+
+    response = await world.client.get("/v1/models/coming", headers=world.bearer())
+
+    assert_problem(response, 503, "backend_unavailable")
+    assert "not now" not in response.text
 
 
 @pytest.mark.parametrize("path", ["/v1/infer", "/v1/infer/shapes"])

@@ -121,6 +121,7 @@ def test_the_environment_has_our_python_first_and_none_of_our_settings(
 
     env = wheel.environment()
 
+    assert env["ORT_DISABLE_TELEMETRY"] == "1"
     assert "secret" not in env.values()
     assert env["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/its/path"]
     assert "nvidia_pytriton.libs" in env["LD_LIBRARY_PATH"].split(os.pathsep)[0]

@@ -1,0 +1,183 @@
+"""Models come, change and go under a running gateway, and nobody who asks for another notices."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from bench.gateway import UNLIMITED_TIER
+from export_pipeline.folder_swap import exchange
+from tests.support.problems import assert_problem
+from tests.support.stack import ROOT, Stack, running_stack
+from tests.support.waiting import eventually
+
+SAMPLE = (ROOT / "model_repo" / "shapes" / "sample.jpg").read_bytes()
+SERVED_WITHIN_SECONDS = 5.0
+ModelConfig = model_config_pb2.ModelConfig
+Change = Callable[[Path, dict[str, Any], Any], None]
+"""Of a draft: its folder, its metadata and its configuration."""
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@dataclass(frozen=True)
+class Live:
+    """A stack of its own, and the repository that it serves, to be changed."""
+
+    stack: Stack
+    repository: Path
+
+    def ask(self, model: str) -> httpx.Response:
+        return httpx.post(
+            f"{self.stack.url}/v1/infer/{model}",
+            content=SAMPLE,
+            headers={**self.stack.bearer, "Content-Type": "image/jpeg"},
+            timeout=20,
+        )
+
+    def draft(self, name: str, change: Change | None = None) -> Path:
+        """The sample's entry under another name, in a folder that nobody looks into yet."""
+        draft = self.repository / f".{name}.draft"
+        shutil.copytree(self.repository / "shapes", draft)
+        metadata = orjson.loads((draft / "metadata.json").read_bytes())
+        metadata["model_info"]["model_name"] = name
+        config = text_format.Parse((draft / "config.pbtxt").read_text(), ModelConfig())
+        config.name = name
+        if change is not None:
+            change(draft, metadata, config)
+        (draft / "metadata.json").write_bytes(orjson.dumps(metadata))
+        (draft / "config.pbtxt").write_text(text_format.MessageToString(config))
+        return draft
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("live")
+    repository = folder / "model_repo"
+    shutil.copytree(ROOT / "model_repo", repository)
+    tiers = folder / "tiers.yaml"
+    tiers.write_text(UNLIMITED_TIER)
+    with running_stack(folder / ".run", MODEL_REPOSITORY=str(repository), TIERS_FILE=str(tiers)) as stack:
+        yield Live(stack, repository)
+
+
+@dataclass
+class Traffic:
+    """What clients got who asked for `shapes` all the while: status and contract, client by client."""
+
+    answers: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+
+    @property
+    def statuses(self) -> set[int]:
+        return {status for answers in self.answers.values() for status, _ in answers}
+
+    def contracts(self, client: int) -> list[str]:
+        """Those that a client saw, in order, without repetitions."""
+        return [contract for contract, _ in groupby(contract for _, contract in self.answers[client])]
+
+
+@contextmanager
+def traffic(live: Live, clients: int = 3) -> Iterator[Traffic]:
+    seen = Traffic({client: [] for client in range(clients)})
+    over = threading.Event()
+
+    def keep_asking(client: int) -> None:
+        while not over.is_set():
+            response = live.ask("shapes")
+            seen.answers[client].append((response.status_code, response.headers.get("X-Model-Contract", "")))
+
+    threads = [threading.Thread(target=keep_asking, args=(client,)) for client in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_new_model_is_served_within_five_seconds(live: Live) -> None:
+    draft = live.draft("fresh")
+    with traffic(live, clients=1) as seen:
+        began = time.monotonic()
+        draft.rename(live.repository / "fresh")
+        assert eventually(lambda: live.ask("fresh").status_code == 200)
+        seconds = time.monotonic() - began
+
+    assert seconds <= SERVED_WITHIN_SECONDS
+    assert seen.statuses == {200}
+    assert live.ask("fresh").json()["predictions"] == live.ask("shapes").json()["predictions"]
+    listed = live.stack.command("models").stdout
+    assert "fresh" in listed
+
+
+def test_a_new_version_takes_over_without_a_failed_request(live: Live) -> None:
+    def second(draft: Path, metadata: dict[str, Any], config: Any) -> None:
+        (draft / "1").rename(draft / "2")
+        shutil.copytree(live.repository / "shapes" / "1", draft / "1")
+        metadata["model_info"]["version"] = "2"
+        config.version_policy.specific.versions[:] = [1, 2]
+
+    before = live.ask("shapes").headers["X-Model-Contract"]
+    draft = live.draft("shapes", second)
+    with traffic(live) as seen:
+        exchange(draft, live.repository / "shapes")
+        assert eventually(lambda: live.ask("shapes").json().get("model_version") == "2")
+    shutil.rmtree(draft)
+
+    after = live.ask("shapes").headers["X-Model-Contract"]
+    assert seen.statuses == {200}
+    for client in seen.answers:
+        assert seen.contracts(client) in ([before, after], [before])
+    assert any(seen.contracts(client) == [before, after] for client in seen.answers)
+
+
+def test_half_a_model_is_not_served_until_it_is_whole(live: Live) -> None:
+    draft = live.draft("growing")
+    model = Path(live.ask("shapes").json()["model_version"], "model.onnx")
+    whole = (draft / model).read_bytes()
+    (draft / model).write_bytes(whole[:1000])
+    draft.rename(live.repository / "growing")
+    assert eventually(lambda: "1000 bytes" in live.ask("growing").text)
+    assert_problem(live.ask("growing"), 404, "model_not_found")
+
+    (live.repository / "growing" / model).write_bytes(whole)
+
+    assert eventually(lambda: live.ask("growing").status_code == 200)
+
+
+def test_a_model_for_another_task_is_refused_with_the_reason(live: Live) -> None:
+    def segmentation(_: Path, metadata: dict[str, Any], __: Any) -> None:
+        metadata["model_info"]["task_type"] = "segmentation"
+
+    live.draft("masks", segmentation).rename(live.repository / "masks")
+
+    assert eventually(lambda: "segmentation" in live.ask("masks").text)
+    assert_problem(live.ask("masks"), 404, "model_not_found")
+    assert "masks is not served" in live.stack.command("models").stdout
+    assert str(live.repository) not in live.ask("masks").text
+
+
+def test_a_model_that_is_taken_away_is_not_there_any_more(live: Live) -> None:
+    live.draft("passing").rename(live.repository / "passing")
+    assert eventually(lambda: live.ask("passing").status_code == 200)
+
+    with traffic(live) as seen:
+        (live.repository / "passing").rename(live.repository / ".passing.gone")
+        assert eventually(lambda: live.ask("passing").status_code == 404)
+
+    assert seen.statuses == {200}
