@@ -25,10 +25,12 @@ from serving.ports import CatalogModel, Clock, InferenceBackend, ModelCatalog
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+START_SECONDS = 5.0
+"""What a start waits for models to load; the others follow."""
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 60.0
-UNLOAD_AFTER_SECONDS = 5.0
-"""Other gateway processes look as often, and finish what they have."""
+UNLOAD_AFTER_SECONDS = 40.0
+"""Other gateway processes look as often, and then finish what they have begun."""
 
 MakeDetector = Callable[[CatalogModel], Detector]
 
@@ -96,6 +98,7 @@ class Lanes:
         self._gone_at: dict[str, float] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._trouble: str | None = "not looked at yet"
 
     def names(self) -> Sequence[str]:
         """Sorted names of the models that are served."""
@@ -111,6 +114,8 @@ class Lanes:
             raise BackendUnavailable(f"The model {name!r} did not load.", retry_after_seconds=5.0)
         if name in self._loading:
             raise BackendUnavailable(f"The model {name!r} is being loaded.")
+        if self._trouble is not None:
+            raise BackendUnavailable("The models are not known yet.")
         raise ModelNotFound(name)
 
     def all_names(self) -> Sequence[str]:
@@ -123,14 +128,26 @@ class Lanes:
         answers = await asyncio.gather(*(self._backend.is_ready(lane.contract) for lane in lanes.values()))
         return dict(zip(lanes, answers, strict=True))
 
+    async def start(self) -> None:
+        """Look for the first time, before the first request: what the server has loaded is served then."""
+        await self._refresh_or_note()
+        if self._busy:
+            await asyncio.wait(self._busy.values(), timeout=START_SECONDS)
+
     async def run(self) -> None:
         while True:
-            try:
-                await self.refresh()
-            except Exception:
-                # Whatever it is, the models that are served must not stop being looked after.
-                logger.exception("the model repository could not be looked through")
+            await self._refresh_or_note()
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _refresh_or_note(self) -> None:
+        """Whatever it is, the models that are served must not stop being looked after."""
+        try:
+            await self.refresh()
+        except Exception as error:
+            trouble = str(error)
+            if trouble != self._trouble:  # once, not every second
+                logger.exception("the model repository could not be looked through")
+            self._trouble = trouble
 
     async def refresh(self) -> None:
         """Look once, and begin to bring what is served in line with it; `settle` waits for the rest.
@@ -138,15 +155,17 @@ class Lanes:
         A model that takes long to load holds up no other.
         """
         scan = await asyncio.to_thread(self._catalog.scan)
+        self._trouble = None
         self._note_refusals(scan.refused)
-        for name in set(self._lanes) - set(scan.models):
+        # What is refused as it lies there now is served on as it was loaded.
+        for name in set(self._lanes) - set(scan.models) - set(scan.refused):
             self._take_out(name)
             self._gone_at[name] = self._clock.monotonic()
         for name in set(self._failures) - set(scan.models):
             del self._failures[name]
         for name, model in scan.models.items():
             self._begin(name, self._bring_up(name, model))
-        for name in self._due_for_unloading(scan.models):
+        for name in self._due_for_unloading({*scan.models, *scan.refused}):
             self._begin(name, self._backend.unload(name))
 
     async def settle(self) -> None:
@@ -189,16 +208,19 @@ class Lanes:
         self._loading.add(name)
         try:
             await self._backend.load(model.contract)
+            if is_new:
+                self._put_in(name, model)
         except OperatorError as error:
             self._note_failure(name, model, error.detail)
-            return
         except VisiongateError:
             return  # the server is away or busy: the next look tries again
+        except Exception:
+            logger.exception("not loaded", extra={"facts": {"model": name}})
+            self._note_failure(name, model, "see the error in the log")
+        else:
+            self._failures.pop(name, None)
         finally:
             self._loading.discard(name)
-        self._failures.pop(name, None)
-        if is_new:
-            self._put_in(name, model)
 
     def _may_try(self, name: str, model: CatalogModel) -> bool:
         failure = self._failures.get(name)
@@ -229,14 +251,19 @@ class Lanes:
     def _take_out(self, name: str) -> None:
         lane = self._lanes.pop(name, None)
         if lane is not None:
-            task = asyncio.create_task(lane.close())
+            task = asyncio.create_task(lane.close(), name=name)
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     def _due_for_unloading(self, present: Collection[str]) -> Sequence[str]:
         now = self._clock.monotonic()
         self._gone_at = {name: gone for name, gone in self._gone_at.items() if name not in present}
-        due = [name for name, gone in self._gone_at.items() if now - gone >= UNLOAD_AFTER_SECONDS]
+        in_use = {task.get_name() for task in self._closing}
+        due = [
+            name
+            for name, gone in self._gone_at.items()
+            if now - gone >= UNLOAD_AFTER_SECONDS and name not in in_use
+        ]
         for name in due:
             del self._gone_at[name]
         return due

@@ -60,6 +60,7 @@ class CatalogModel:
 
     contract: ModelContract
     max_batch_size: int
+    config_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,14 @@ ports that the system chooses, and gone when the block ends.
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +31,12 @@ from serving.clock import SystemClock
 from serving.errors import OperatorError
 from serving.settings import MEBIBYTE, Settings
 from serving.triton.launcher import TritonPorts, TritonServer
+from serving.triton.workspace import Workspace, default_parent
 from serving.wiring import build
 
 LOOPBACK = "127.0.0.1"
+PORTS = range(20_000, 29_000)
+PORTS_FOR_CLIENTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 START_TIMEOUT_SECONDS = 90.0
 STOP_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.05
@@ -66,16 +69,19 @@ def running_trial(model_repository: Path) -> Iterator[Trial]:
     """Raises OperatorError, with Triton's reason, where a model does not load."""
     scan = FolderCatalog(model_repository).scan()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visiongate-try-")))
+        workspace = Workspace(default_parent())  # where we are killed, the next run removes it
+        stack.callback(workspace.close)
+        folder = workspace.path
+        *triton_ports, metrics_port = _ports_of_nobody(4)
         triton = TritonServer(
             model_repository,
             sorted(scan.models),
-            TritonPorts(*_ports_of_nobody(3)),
-            run_directory=folder / "triton",
+            TritonPorts(*triton_ports),
+            executable=Settings().triton_executable,
             drain_timeout_seconds=0.0,  # when the block ends, nothing is under way
         )
         stack.enter_context(triton)
-        settings = _settings(folder, model_repository, triton.grpc_url)
+        settings = _settings(folder, model_repository, triton.grpc_url, metrics_port)
         api_key = asyncio.run(_issue_key(settings))
         url = stack.enter_context(_served(settings))
         triton.wait_ready(START_TIMEOUT_SECONDS)
@@ -84,7 +90,7 @@ def running_trial(model_repository: Path) -> Iterator[Trial]:
         yield trial
 
 
-def _settings(folder: Path, model_repository: Path, triton_grpc_url: str) -> Settings:
+def _settings(folder: Path, model_repository: Path, triton_grpc_url: str, metrics_port: int) -> Settings:
     tiers_file = folder / "tiers.yaml"
     tiers_file.write_text(TIER)
     return Settings(
@@ -93,6 +99,7 @@ def _settings(folder: Path, model_repository: Path, triton_grpc_url: str) -> Set
         key_hash_secret=SecretStr(secrets.token_urlsafe(32)),
         model_repository=model_repository,
         triton_url=triton_grpc_url,
+        metrics_port=metrics_port,  # a stack that is started beside us wants its own
         tiers_file=tiers_file,
         max_body_bytes=256 * MEBIBYTE,
         max_bodies_bytes=1024 * MEBIBYTE,
@@ -117,11 +124,13 @@ def _served(settings: Settings) -> Iterator[str]:
     with socket.create_server((LOOPBACK, 0)) as listener:
         thread = threading.Thread(target=asyncio.run, args=(serve(listener),), name="gateway")
         thread.start()
-        server = made.result()
         try:
+            made.result()
             yield f"http://{LOOPBACK}:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = True
+            # Also where we are interrupted before it is made: Python waits for the thread, for ever.
+            with suppress(Exception):
+                made.result(STOP_TIMEOUT_SECONDS).should_exit = True
             thread.join(STOP_TIMEOUT_SECONDS)
 
 
@@ -163,7 +172,18 @@ def _answers(client: httpx.Client, model: str) -> bool:
 
 
 def _ports_of_nobody(count: int) -> list[int]:
-    """Ports that the system has just given out, all different, and given back."""
+    """Ports that nobody listens on and that the system gives to no client, such as ours that wait for Triton.
+
+    Of those that it does give, a client that is refused there may get its own target, and so take it.
+    """
+    first_given = int(PORTS_FOR_CLIENTS.read_text().split()[0])
+    candidates = random.sample(PORTS, len(PORTS)) if first_given >= PORTS.stop else [0] * count
+    found: list[int] = []
     with ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)]
-        return [int(probe.getsockname()[1]) for probe in probes]
+        for port in candidates:
+            with suppress(OSError):
+                listener = stack.enter_context(socket.create_server((LOOPBACK, port)))
+                found.append(int(listener.getsockname()[1]))
+            if len(found) == count:
+                return found
+    raise OperatorError(f"There are no {count} free ports on this machine.")

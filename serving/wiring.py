@@ -19,7 +19,7 @@ from serving.adapters.memory.meter import InMemoryMeter
 from serving.adapters.prometheus import serve_metrics
 from serving.adapters.shared_memory import SharedSlots, allocate
 from serving.adapters.tiers import load_tiers
-from serving.adapters.triton import TritonBackend
+from serving.adapters.triton import MAX_MESSAGE_BYTES, TritonBackend
 from serving.api.app import build_app
 from serving.api.body import BodyLimits
 from serving.api.data_plane import DataPlane, data_plane_router
@@ -52,7 +52,7 @@ def build(settings: Settings) -> FastAPI:
         return Detector(
             model.contract,
             backend=backend,
-            limits=_detector_limits(settings, model.max_batch_size),
+            limits=_detector_limits(settings, model),
             decoded_pixels=decoded_pixels,
             threads=threads,
             clock=clock,
@@ -101,6 +101,7 @@ def build(settings: Settings) -> FastAPI:
         [data_plane_router(plane)],
         metrics=metrics,
         max_requests_in_flight=settings.max_requests_in_flight,
+        on_startup=lanes.start,
         in_background=lanes.run,
         on_shutdown=close,
     )
@@ -124,9 +125,11 @@ def _is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def _detector_limits(settings: Settings, model_max_batch_size: int) -> DetectorLimits:
+def _detector_limits(settings: Settings, model: CatalogModel) -> DetectorLimits:
+    size = model.contract.input_size
+    in_one_message = MAX_MESSAGE_BYTES // (size.height * size.width * 3)  # where no slot is free, or fits
     return DetectorLimits(
-        max_batch_size=min(settings.max_batch_size, model_max_batch_size),
+        max_batch_size=min(settings.max_batch_size, model.max_batch_size, max(1, in_one_message)),
         max_batches_in_flight=settings.max_batches_in_flight,
         max_queued_pictures=settings.max_queued_pictures,
         max_picture_pixels=settings.max_picture_pixels,

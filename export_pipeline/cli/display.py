@@ -98,7 +98,10 @@ def tell(result: ExportResult, form: ProgressForm) -> None:
         out.print(f"Package: {escape(str(result.package))} ({megabytes:.1f} MB)")
     if result.published is not None:
         out.print(f"Published: {escape(str(result.published))}, version {result.version}")
-        out.print(f"The gateway serves it at POST /v1/infer/{escape(result.name)}")
+        if "gateway" in (result.certificate or {}).get("paths", {}):
+            out.print(f"Gateways on it serve POST /v1/infer/{escape(result.name)} within seconds")
+        else:
+            out.print("The gateway does not serve models for this task yet")
 
 
 def certificate_table(certificate: dict[str, Any]) -> Table:

@@ -42,6 +42,7 @@ _READY_TIMEOUT_SECONDS = 1.0
 _LOAD_TIMEOUT_SECONDS = 300.0  # TensorRT engines and their warm-up take minutes
 _UNLOAD_TIMEOUT_SECONDS = 5.0
 _LOGGED_CHARACTERS = 500
+MAX_MESSAGE_BYTES = 64 << 20
 _RAW_INPUT_CONTENTS_TAG = bytes([7 << 3 | 2])  # field 7, length-delimited
 
 _BY_CODE: dict[grpc.StatusCode, type[VisiongateError]] = {
@@ -84,7 +85,7 @@ class TritonBackend:
         grpc_url: str,
         clock: Clock,
         *,
-        max_message_bytes: int = 64 << 20,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
         shared_memory: SharedSlots | None = None,
     ) -> None:
         """grpc_url: `host:port`. max_message_bytes: of a request and of an answer.

@@ -27,13 +27,18 @@ def build_app(
     *,
     metrics: Metrics,
     max_requests_in_flight: int,
+    on_startup: Callable[[], Awaitable[None]],
     in_background: Callable[[], Coroutine[None, None, None]],
     on_shutdown: Callable[[], Awaitable[None]],
 ) -> FastAPI:
-    """`in_background` runs beside the requests until it is cancelled; `on_shutdown` follows the last one."""
+    """`on_startup` precedes the first request, `on_shutdown` follows the last one.
+
+    `in_background` runs beside them until it is cancelled.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await on_startup()
         background = asyncio.create_task(in_background())
         yield
         background.cancel()

@@ -11,6 +11,8 @@ A picture that cannot be read or sent has status 0, and the reason in the place 
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 import threading
@@ -21,6 +23,7 @@ from pathlib import Path
 from queue import Queue
 from types import FrameType
 from typing import Annotated, Any, NoReturn
+from urllib.parse import quote
 
 import httpx
 import orjson
@@ -33,6 +36,9 @@ from serving.trial import Trial, running_trial
 
 AT_A_TIME = 8
 MAX_LINE_BYTES = 1 << 20
+READ_BYTES = 1 << 16
+INTERRUPTED = 130
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Question(BaseModel):
@@ -53,14 +59,20 @@ def try_models(
     ],
 ) -> None:
     """Serve a repository privately; read requests as JSON lines, write answers as JSON lines."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    with running_trial(repository.absolute()) as trial:
-        _write(_introduction(trial))
-        for answer in _answers(trial):
-            _write(answer)
+    for number in STOP_SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        with running_trial(repository.absolute()) as trial:
+            _write(_introduction(trial))
+            for answer in _answers(trial):
+                _write(answer)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # a second one would only leave processes behind
     raise KeyboardInterrupt
 
 
@@ -88,7 +100,7 @@ def _answers(trial: Trial) -> Iterator[Answer]:
 
         def read_questions() -> None:
             try:
-                for line in iter(lambda: sys.stdin.buffer.readline(MAX_LINE_BYTES), b""):
+                for line in _lines(sys.stdin.fileno()):
                     begun.put(threads.submit(_ask, client, _read(line)))
                 begun.put(None)
             except OperatorError as error:
@@ -100,6 +112,18 @@ def _answers(trial: Trial) -> Iterator[Answer]:
             if isinstance(answer, OperatorError):
                 raise answer
             yield answer.result()
+
+
+def _lines(file: int) -> Iterator[bytes]:
+    """Not through `sys.stdin`: a thread that waits in it holds its lock, and Python aborts where we end."""
+    rest = b""
+    while received := os.read(file, READ_BYTES):
+        *whole, rest = (rest + received).split(b"\n")
+        yield from whole
+        if len(rest) > MAX_LINE_BYTES:
+            raise OperatorError(f"This line is no question: it is longer than {MAX_LINE_BYTES} bytes")
+    if rest:
+        yield rest
 
 
 def _read(line: bytes) -> Question:
@@ -116,9 +140,9 @@ def _ask(client: httpx.Client, question: Question) -> Answer:
         return _unanswered(question, f"{question.picture.name}: only {', '.join(MEDIA_TYPES)} can be sent.")
     try:
         response = client.post(
-            f"/v1/infer/{question.model}",
+            f"/v1/infer/{quote(question.model, safe='')}",
             params=question.options,
-            content=question.picture.read_bytes(),
+            content=_picture(question.picture),
             headers={"Content-Type": media_type},
         )
         return {"id": question.id, "status": response.status_code, "answer": response.json()}
@@ -126,6 +150,12 @@ def _ask(client: httpx.Client, question: Question) -> Answer:
         return _unanswered(question, f"{question.picture.name}: {exc.strerror}")
     except (httpx.HTTPError, ValueError) as exc:
         return _unanswered(question, f"The gateway did not answer: {type(exc).__name__}")
+
+
+def _picture(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would keep us waiting
+        raise OSError(errno.EINVAL, "It is not a file")
+    return path.read_bytes()
 
 
 def _unanswered(question: Question, why: str) -> Answer:

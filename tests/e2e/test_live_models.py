@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,8 @@ from tritonclient.grpc import model_config_pb2
 
 from bench.gateway import UNLIMITED_TIER
 from export_pipeline.folder_swap import exchange
+from export_pipeline.progress import Event
+from tests.support.exports import exporting, golden_handful, run_arguments
 from tests.support.problems import assert_problem
 from tests.support.stack import ROOT, Stack, running_stack
 from tests.support.waiting import eventually
@@ -181,3 +185,63 @@ def test_a_model_that_is_taken_away_is_not_there_any_more(live: Live) -> None:
         assert eventually(lambda: live.ask("passing").status_code == 404)
 
     assert seen.statuses == {200}
+
+
+def test_what_an_export_publishes_is_served_within_five_seconds(live: Live, tmp_path: Path) -> None:
+    published: list[float] = []
+
+    def note(event: Event) -> None:
+        if (event.step, event.kind) == ("publish.publish", "done"):
+            published.append(time.monotonic())
+            assert eventually(lambda: live.ask("exported").status_code == 200)
+            published.append(time.monotonic())
+
+    pictures = golden_handful(tmp_path / "pictures")
+    arguments = run_arguments(tmp_path / "out", live.repository, pictures, name="exported")
+    with traffic(live, clients=1) as seen, exporting(arguments) as process:
+        ended = process.until_end(note)
+
+    assert ended.exit_code == 0, ended.err
+    began, served = published
+    assert served - began <= SERVED_WITHIN_SECONDS
+    assert seen.statuses == {200}
+    described = httpx.get(f"{live.stack.url}/v1/models/exported", headers=live.stack.bearer).json()
+    assert described["validation"]["passed"] is True
+    assert described["validation"]["paths"]["gateway"]["unmatched"] == 0
+    assert described["performance"]["latency_ms"]["p50"] > 0
+    answer = live.ask("exported")
+    contract = (live.repository / "exported" / "metadata.json").read_bytes()
+    assert answer.headers["X-Model-Contract"] == hashlib.sha256(contract).hexdigest()
+    assert answer.json()["predictions"] == live.ask("shapes").json()["predictions"]
+
+
+def test_a_classifier_goes_from_its_checkpoint_to_answers(live: Live, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "classifier.pt"
+    make = (
+        "import sys; from pathlib import Path; from tests.torch.networks import *; "
+        "save_checkpoint(Path(sys.argv[1]), make_network('yolo11n', 'classification'))"
+    )
+    subprocess.run(
+        [ROOT / ".venv-export" / "bin" / "python", "-c", make, checkpoint], cwd=ROOT, check=True, timeout=100
+    )
+    pictures = golden_handful(tmp_path / "pictures")
+    arguments = run_arguments(
+        tmp_path / "out",
+        live.repository,
+        pictures,
+        name="classifier",
+        checkpoint=str(checkpoint),
+        imgsz="64",
+    )
+    with exporting(arguments) as process:
+        ended = process.until_end()
+
+    assert ended.exit_code == 0, ended.err
+    assert eventually(lambda: live.ask("classifier").status_code == 200)
+    predictions = live.ask("classifier").json()["predictions"]
+    assert sorted(each["class"] for each in predictions) == ["cat", "dog", "fox"]
+    assert sum(each["confidence"] for each in predictions) == pytest.approx(1, abs=1e-3)
+    assert predictions == sorted(predictions, key=lambda each: -each["confidence"])
+    assert all(each.keys() == {"class", "class_id", "confidence"} for each in predictions)
+    described = httpx.get(f"{live.stack.url}/v1/models/classifier", headers=live.stack.bearer).json()
+    assert described["validation"]["paths"]["gateway"]["unmatched"] == 0

@@ -65,9 +65,11 @@ def run_arguments(out: Path, repository: Path | None, pictures: Path, /, **optio
 
 
 @contextmanager
-def exporting(arguments: Sequence[str], **process: Any) -> Iterator[ExportProcess]:
+def exporting(
+    arguments: Sequence[str], *, program: Sequence[str | Path] = (COMMAND,), **process: Any
+) -> Iterator[ExportProcess]:
     with subprocess.Popen(
-        [COMMAND, *arguments, "--progress", "json"],
+        [*program, *arguments, "--progress", "json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

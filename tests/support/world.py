@@ -144,6 +144,7 @@ async def running_world(
             [data_plane_router(plane)],
             metrics=metrics,
             max_requests_in_flight=MAX_REQUESTS,
+            on_startup=lanes.start,
             in_background=lanes.run,
             on_shutdown=close,
         )

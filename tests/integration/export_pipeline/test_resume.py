@@ -30,30 +30,8 @@ from tests.support.exports import (
 )
 from tests.support.waiting import eventually
 
-KINDS = ("began", "working", "done")
 MEASURED = {"metadata.json", "validation.json", "README.md", "SHA256SUMS"}
 """Files of a package that hold what was measured, or a hash of such a file."""
-
-
-@dataclass
-class Killer:
-    """Kills a process at the first event that has not killed one before. killed_at: all of them so far."""
-
-    killed_at: set[tuple[str, str]] = field(default_factory=set)
-
-    def watch(self, process: ExportProcess) -> tuple[Callable[[Event], None], list[psutil.Process]]:
-        below: list[psutil.Process] = []
-        armed = [True]
-
-        def at_event(event: Event) -> None:
-            point = (event.step, event.kind)
-            if armed and event.kind in KINDS and point not in self.killed_at:
-                armed.clear()
-                self.killed_at.add(point)
-                below.extend(psutil.Process(process.pid).children(recursive=True))
-                process.kill()
-
-        return at_event, below
 
 
 @dataclass(frozen=True)
@@ -70,20 +48,32 @@ def disturbed(finished_export: FinishedExport, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("disturbed")
     repository = folder / "model_repo"
     repository.mkdir()
-    job, killer = JobFolder(folder / "job"), Killer()
+    job = JobFolder(folder / "job")
+    killed_at: set[tuple[str, str]] = set()
     runs: list[Ended] = []
     arguments = run_arguments(job.path, repository, finished_export.pictures)
     while not runs or runs[-1].exit_code == -signal.SIGKILL:
-        with exporting(arguments) as process:
-            at_event, below = killer.watch(process)
-            runs.append(process.until_end(at_event))
-        _require_gone(below)
+        spared = ",".join(f"{step}/{kind}" for step, kind in sorted(killed_at))
+        program = [sys.executable, "-m", "tests.support.killed_export", spared]
+        with exporting(arguments, program=program, cwd=ROOT) as process:
+            runs.append(process.until_end())
+        _require_nothing_runs_on(job.path)
         _require_nothing_half_written(repository, job)
-    return Disturbed(job, repository, killer.killed_at, runs)
+        if runs[-1].exit_code == -signal.SIGKILL:
+            last = runs[-1].events[-1]
+            killed_at.add((last.step, last.kind))
+    return Disturbed(job, repository, killed_at, runs)
 
 
-def _require_gone(processes: list[psutil.Process]) -> None:
-    assert eventually(lambda: not any(each.is_running() for each in processes))
+def _require_nothing_runs_on(job: Path) -> None:
+    """The process was killed by itself, and what it had started must end without being told to."""
+
+    def works_on_the_job(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return Path(process.cwd()).is_relative_to(job) or str(job) in " ".join(process.cmdline())
+        return False
+
+    assert eventually(lambda: not any(map(works_on_the_job, psutil.process_iter())))
 
 
 def _require_nothing_half_written(repository: Path, job: JobFolder) -> None:

@@ -223,7 +223,7 @@ def test_progress_for_people_is_a_line_a_stage(command: Command, stages: FakeSta
     assert {line[0] for line in lines} == {"✓"}
     assert f"Package: {world}/job/cats-1.zip" in ended.out
     assert f"Published: {world}/models/cats, version 1" in ended.out
-    assert "The gateway serves it at POST /v1/infer/cats" in ended.out
+    assert "Gateways on it serve POST /v1/infer/cats within seconds" in ended.out
 
 
 def test_the_certificate_is_told_in_short(command: Command, stages: FakeStages, world: Path) -> None:

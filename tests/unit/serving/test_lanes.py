@@ -20,6 +20,8 @@ from serving.errors import BackendUnavailable, ModelNotFound, ModelRefused
 from serving.lanes import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, UNLOAD_AFTER_SECONDS, Lanes
 from serving.ports import CatalogModel, CatalogScan
 from tests.support.contracts import metadata
+from tests.support.tiers import make_tier
+from tests.support.world import encode, running_world
 
 
 def version(number: str, name: str = "cats") -> ModelContract:
@@ -311,3 +313,54 @@ async def test_closing_waits_for_the_requests_under_way(stage: Stage) -> None:
 
     assert stage.detectors[0].closed
     assert stage.lanes.names() == []
+
+
+async def test_what_is_refused_as_it_lies_there_now_is_served_on(stage: Stage) -> None:
+    stage.catalog.put(version("1"))
+    await stage.look()
+    stage.catalog.models.clear()
+    stage.catalog.refused["cats"] = "config.pbtxt cannot be read"
+    stage.clock.advance(UNLOAD_AFTER_SECONDS + 1)
+    await stage.look()
+
+    assert stage.lanes.get("cats").contract == version("1")
+    assert stage.backend.unloads == []
+
+
+async def test_nothing_is_unloaded_under_a_request(stage: Stage) -> None:
+    stage.catalog.put(version("1"))
+    await stage.look()
+    with stage.lanes.get("cats").in_use():
+        stage.catalog.models.clear()
+        await stage.look()
+        stage.clock.advance(UNLOAD_AFTER_SECONDS + 1)
+        await stage.look()
+        assert stage.backend.unloads == []
+    await turns()
+    stage.clock.advance(UNLOAD_AFTER_SECONDS)
+    await stage.look()
+
+    assert stage.backend.unloads == ["cats"]
+
+
+async def test_before_the_first_look_a_model_may_be_there(stage: Stage) -> None:
+    with pytest.raises(BackendUnavailable):
+        stage.lanes.get("cats")
+    await stage.lanes.start()
+    with pytest.raises(ModelNotFound):
+        stage.lanes.get("cats")
+
+
+async def test_the_first_request_after_the_start_is_answered() -> None:
+    """A replica takes requests as soon as its application has started."""
+    picture = encode(np.full((64, 64, 3), 255, np.uint8))
+    async with running_world(make_tier()) as world:
+        world.lanes._lanes.clear()  # as in a process that has just begun
+        async with world.app.router.lifespan_context(world.app):
+            response = await world.client.post(
+                "/v1/infer/shapes",
+                content=picture,
+                headers={**world.bearer(), "Content-Type": "image/jpeg"},
+            )
+
+    assert response.status_code == 200

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import shutil
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
 import pytest
 
+from export_pipeline.folder_swap import exchange
 from serving.adapters.catalog import FolderCatalog
+from serving.errors import OperatorError
 from tests.support.contracts import metadata
 
 CONFIG = """
@@ -134,3 +139,75 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
     first, second = catalog.scan().models["cats"], catalog.scan().models["cats"]
 
     assert first is second
+
+
+def test_an_entry_that_is_exchanged_all_the_time_is_never_missed(tmp_path: Path) -> None:
+    add_model(tmp_path, "cats")
+    catalog, done = FolderCatalog(tmp_path), threading.Event()
+
+    def publish() -> None:
+        for _ in range(150):
+            draft = tmp_path / ".cats.draft"
+            shutil.copytree(tmp_path / "cats", draft)
+            exchange(draft, tmp_path / "cats")
+            shutil.rmtree(draft)
+        done.set()
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    scans = [catalog.scan()]
+    while not done.is_set():
+        scans.append(catalog.scan())
+    publisher.join()
+
+    assert [scan.refused for scan in scans if "cats" not in scan.models] == []
+
+
+def test_without_descriptors_nothing_is_taken_for_gone(tmp_path: Path) -> None:
+    add_model(tmp_path, "cats")
+    catalog = FolderCatalog(tmp_path)
+    catalog.scan()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(OperatorError, match="cannot be listed"):
+            catalog.scan()
+        os.close(taken.pop())  # enough to list the repository, not to look into a folder as well
+        assert list(catalog.scan().models) == ["cats"]
+    finally:
+        for file in taken:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_repository_that_went_away_is_an_error(tmp_path: Path) -> None:
+    add_model(tmp_path / "models", "cats")
+    catalog = FolderCatalog(tmp_path / "models")
+    catalog.scan()
+    shutil.rmtree(tmp_path / "models")
+
+    with pytest.raises(OperatorError, match="cannot be listed"):
+        catalog.scan()
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_in_place_of_a_file_holds_nothing_up(tmp_path: Path) -> None:
+    entry = add_model(tmp_path, "cats")
+    (entry / "metadata.json").unlink()
+    os.mkfifo(entry / "metadata.json")
+
+    assert "not a file" in FolderCatalog(tmp_path).scan().refused["cats"]
+
+
+def test_another_config_is_another_model(tmp_path: Path) -> None:
+    entry = add_model(tmp_path, "cats")
+    catalog = FolderCatalog(tmp_path)
+    before = catalog.scan().models["cats"]
+    with (entry / "config.pbtxt").open("a") as config:
+        config.write("instance_group [{ count: 2 kind: KIND_CPU }]\n")
+
+    assert catalog.scan().models["cats"] != before
