@@ -21,7 +21,7 @@ check: .venv/.dev ## Lint, types and import rules: the fast ones
 
 test: check .venv-export/.dev ## Everything: check, then unit, contract, parity, integration and end-to-end tests
 	$(BIN)/pytest
-	.venv-export/bin/python -m pytest tests/torch
+	.venv-export/bin/python -m pytest --confcutdir tests/torch tests/torch
 
 format: .venv/.dev ## Bring the code into shape
 	$(BIN)/ruff check --fix

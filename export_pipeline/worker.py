@@ -26,7 +26,7 @@ from typing import IO, Any, Final
 
 from export_pipeline import callbacks
 from export_pipeline.confinement import confine, die_with_parent, over_memory
-from export_pipeline.dataset_paths import paths_of
+from export_pipeline.datasets.paths import paths_of
 from export_pipeline.errors import BadInput, Cancelled, ExportError
 from export_pipeline.job import JobFolder, JobRecord
 from export_pipeline.pipeline import run_here, steps_of

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from export_pipeline import repository as repositories
 from export_pipeline.cli.console import out
-from export_pipeline.verify import verify_package
+from export_pipeline.packaging.verify import verify_package
 
 Repository = Annotated[Path, typer.Option(help="Triton's model repository.")]
 Name = Annotated[str, typer.Argument(help="The model's name.")]

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from export_pipeline import runtimes
-from export_pipeline.archive import write_zip
 from export_pipeline.certificate.measurements import load_performance
 from export_pipeline.certificate.report import load_certificate, summary
 from export_pipeline.errors import ExportError, writing
 from export_pipeline.job import JobFolder, JobRecord, sha256_of
 from export_pipeline.metadata import build_metadata, write_metadata
-from export_pipeline.package_layout import CHECKSUMS, LABELS, README, WRAPPERS, checksums, labels
-from export_pipeline.package_readme import package_readme
+from export_pipeline.packaging.archive import write_zip
+from export_pipeline.packaging.layout import CHECKSUMS, LABELS, README, WRAPPERS, checksums, labels
+from export_pipeline.packaging.readme import package_readme
 from export_pipeline.progress import Say
-from export_pipeline.triton_config import config_of
+from export_pipeline.repository.triton_config import config_of
 
 
 def write_entry(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export_pipeline.certificate.answers import predictions_of
+from export_pipeline.certificate.gateway_path import GatewayTrial, Question, gateway_trial
 from export_pipeline.certificate.judging import judge_job
 from export_pipeline.certificate.measurements import (
     Served,
@@ -17,7 +18,6 @@ from export_pipeline.certificate.measurements import (
 from export_pipeline.certificate.partners import Asked
 from export_pipeline.datasets import open_dataset
 from export_pipeline.errors import ValidationFailed
-from export_pipeline.gateway_path import GatewayTrial, Question, gateway_trial
 from export_pipeline.job import JobFolder, JobRecord
 from export_pipeline.predictions import Predictions, save_predictions
 from export_pipeline.progress import Say

@@ -21,8 +21,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from bench.gateway import UNLIMITED_TIER
-from export_pipeline.folder_swap import exchange
 from export_pipeline.progress import Event
+from export_pipeline.repository.swap import exchange
 from tests.support.exports import exporting, golden_handful, run_arguments
 from tests.support.problems import assert_problem
 from tests.support.stack import ROOT, Stack, running_stack

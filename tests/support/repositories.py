@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from export_pipeline.folder_swap import LOCK_FILE
 from export_pipeline.repository import list_versions
-from export_pipeline.triton_config import selected_versions
+from export_pipeline.repository.swap import LOCK_FILE
+from export_pipeline.repository.triton_config import selected_versions
 from tests.support.export_jobs import Kind, make_entry
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from export_pipeline.facts import CheckpointFacts, ModelFacts
-from export_pipeline.verify import verify_package
+from export_pipeline.packaging.verify import verify_package
 from tests.support.export_jobs import certify, make_job
 from tests.support.packages import unzipped, write_package
 from tests.support.same_detections import assert_same_detections, from_json

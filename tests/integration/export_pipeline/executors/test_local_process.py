@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from export_pipeline import landlock
-from export_pipeline.confinement import MAX_FILE_BYTES
+from export_pipeline.confinement import MAX_FILE_BYTES, landlock
 from export_pipeline.errors import (
     BadInput,
     Cancelled,

@@ -17,8 +17,8 @@ from export_pipeline.certificate.tensors import TensorAgreement
 from export_pipeline.certificate.tolerances import tolerances_for
 from export_pipeline.errors import BadInput, ExportError
 from export_pipeline.job import JobFolder, JobRecord
+from export_pipeline.packaging.verify import verify_package
 from export_pipeline.stages.package import build_entry, build_package, write_entry
-from export_pipeline.verify import verify_package
 from tests.support.export_jobs import KINDS, PERFORMANCE, certify, make_job
 from tests.support.packages import say_nothing, write_package
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from export_pipeline.folder_swap import exchange
+from export_pipeline.repository.swap import exchange
 from serving.adapters.catalog import FolderCatalog
 from serving.errors import OperatorError
 from tests.support.contracts import metadata

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from numpy.typing import NDArray
 
@@ -181,5 +182,5 @@ def test_details_pass_on_what_the_export_wrote() -> None:
     details = model_details(ModelContract.parse(changed("performance", measured, CLASSIFIER)))
 
     assert details["performance"] == measured
-    assert details["validation"] is None
+    assert details["validation"] == orjson.loads(CLASSIFIER)["validation"]
     assert details["task"] == "classification"

@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Final
 
 import export_pipeline
-from export_pipeline import landlock, seccomp
+from export_pipeline.confinement import landlock, seccomp
+from export_pipeline.confinement.landlock import Access
+from export_pipeline.confinement.seccomp import Argument, Refusal
 from export_pipeline.errors import ExportError
-from export_pipeline.landlock import Access
 from export_pipeline.request import GIBIBYTE
-from export_pipeline.seccomp import Argument, Refusal
 
 MAX_FILE_BYTES: Final = 32 * 1024**3
 

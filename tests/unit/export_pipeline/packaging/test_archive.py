@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from export_pipeline import archive
-from export_pipeline.archive import NotOurZip, read_zip, write_zip
 from export_pipeline.errors import BadInput, ExportError
+from export_pipeline.packaging import archive
+from export_pipeline.packaging.archive import NotOurZip, read_zip, write_zip
 
 FILES = {
     "model.onnx": b"weights" * 1000,
@@ -30,7 +30,7 @@ FILES = {
 OTHERWISE = """
 import os, sys, time
 from pathlib import Path
-from export_pipeline.archive import write_zip
+from export_pipeline.packaging.archive import write_zip
 write_zip(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 

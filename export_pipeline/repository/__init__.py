@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from export_pipeline.errors import BadInput, reading, writing
-from export_pipeline.folder_swap import appear, copy_tree, drafting, exchange, exclusive, link_tree
-from export_pipeline.published_entry import (
+from export_pipeline.repository.entry import (
     Entry,
     published_at,
     read_entry,
@@ -29,8 +28,9 @@ from export_pipeline.published_entry import (
     require_certified,
     says_passed,
 )
+from export_pipeline.repository.swap import appear, copy_tree, drafting, exchange, exclusive, link_tree
+from export_pipeline.repository.triton_config import select_versions
 from export_pipeline.request import MODEL_NAME, TaskType
-from export_pipeline.triton_config import select_versions
 
 KEPT_VERSIONS: Final = 5
 _OF_THE_DEFAULT: Final = frozenset({"metadata.json", "config.pbtxt"})

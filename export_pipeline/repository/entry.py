@@ -10,7 +10,7 @@ from typing import Any, Final
 from export_pipeline.errors import BadInput, ExportError, reading
 from export_pipeline.job import sha256_of
 from export_pipeline.metadata import read_metadata
-from export_pipeline.triton_config import selected_versions
+from export_pipeline.repository.triton_config import selected_versions
 
 _READ_ATTEMPTS: Final = 100
 

@@ -7,7 +7,7 @@ from errno import ENOSYS, EPERM
 
 import pytest
 
-from export_pipeline.seccomp import Argument, Refusal, compile_filter
+from export_pipeline.confinement.seccomp import Argument, Refusal, compile_filter
 
 X86_64, I386 = 0xC000003E, 0x40000003
 ALLOWED, KILLED = 0x7FFF0000, 0x80000000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export_pipeline.dataset_paths import paths_of
+from export_pipeline.datasets.paths import paths_of
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export_pipeline.archive import Content, NotOurZip, read_zip
 from export_pipeline.errors import BadInput, ExportError, ValidationFailed, reading
 from export_pipeline.metadata import require_valid
-from export_pipeline.package_layout import (
+from export_pipeline.packaging.archive import Content, NotOurZip, read_zip
+from export_pipeline.packaging.layout import (
     CERTIFICATE,
     CHECKSUMS,
     CONTRACT,

@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 
 from export_pipeline.errors import BadInput, ExportError
 from export_pipeline.facts import Tensor
-from export_pipeline.triton_config import (
+from export_pipeline.repository.triton_config import (
     QueuePolicy,
     TensorConfig,
     TritonConfig,
@@ -23,7 +23,7 @@ from export_pipeline.triton_config import (
 )
 from tests.support.export_jobs import KINDS, make_job
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[4]
 GOLDEN = REPOSITORY / "tests/assets/config_pbtxt"
 SHAPES = TritonConfig(
     name="shapes",

@@ -10,7 +10,6 @@ import pytest
 
 from export_pipeline import repository
 from export_pipeline.errors import BadInput
-from export_pipeline.folder_swap import LOCK_FILE
 from export_pipeline.repository import (
     keep_or_next_version,
     list_versions,
@@ -18,6 +17,7 @@ from export_pipeline.repository import (
     publish_entry,
     set_default,
 )
+from export_pipeline.repository.swap import LOCK_FILE
 from tests.support.export_jobs import Kind
 from tests.support.repositories import EntryMaker, everything_in, numbers, served
 

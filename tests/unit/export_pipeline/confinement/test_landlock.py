@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from export_pipeline import landlock
-from export_pipeline.landlock import Access, handled
+from export_pipeline.confinement import landlock
+from export_pipeline.confinement.landlock import Access, handled
 
 NEEDS_LANDLOCK = pytest.mark.skipif(landlock.abi() == 0, reason="this kernel has no Landlock")
 
 RESTRICTED = """
 import ctypes, sys
 from pathlib import Path
-from export_pipeline import landlock
-from export_pipeline.landlock import Access
+from export_pipeline.confinement import landlock
+from export_pipeline.confinement.landlock import Access
 
 landlock.abi = lambda: int(sys.argv[1])
 own = Path(sys.argv[2])

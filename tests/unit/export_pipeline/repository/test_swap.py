@@ -18,10 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from export_pipeline import folder_swap
 from export_pipeline.errors import BadInput, ExportError
-from export_pipeline.repository import keep_or_next_version, list_versions, publish_entry, set_default
-from export_pipeline.triton_config import selected_versions
+from export_pipeline.repository import keep_or_next_version, list_versions, publish_entry, set_default, swap
+from export_pipeline.repository.triton_config import selected_versions
 from tests.support.repositories import EntryMaker, everything_in, model_sha256, numbers, served
 
 
@@ -73,21 +72,21 @@ def test_what_a_killed_writer_left_is_cleared_away_by_the_next(root: Path, make:
 
     publish_entry(root, make(1), new_version=False)
 
-    assert sorted(path.name for path in root.iterdir()) == [".git", folder_swap.LOCK_FILE, "m"]
+    assert sorted(path.name for path in root.iterdir()) == [".git", swap.LOCK_FILE, "m"]
 
 
 def test_a_writer_waits_for_the_one_before_it_and_no_longer_than_it_may(root: Path) -> None:
     entered = threading.Event()
 
     def write() -> None:
-        with folder_swap.exclusive(root):
+        with swap.exclusive(root):
             entered.set()
 
-    with (root / folder_swap.LOCK_FILE).open("w") as file:
+    with (root / swap.LOCK_FILE).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         writer = threading.Thread(target=write)
         writer.start()
-        with pytest.raises(ExportError, match="too long"), folder_swap.exclusive(root, timeout_seconds=0.1):
+        with pytest.raises(ExportError, match="too long"), swap.exclusive(root, timeout_seconds=0.1):
             pass
         assert not entered.is_set()
     writer.join(timeout=10)
@@ -120,7 +119,7 @@ def test_no_room_leaves_nothing_half_written(root: Path, make: EntryMaker, versi
 
     assert refusal.value.exit_code == 1
     assert everything_in(root) == before
-    assert {path.name for path in root.iterdir()} <= {folder_swap.LOCK_FILE, "m"}
+    assert {path.name for path in root.iterdir()} <= {swap.LOCK_FILE, "m"}
 
 
 def test_a_repository_that_may_not_be_written(make: EntryMaker, tmp_path: Path) -> None:
@@ -298,12 +297,13 @@ def read_at(folder: int, path: str) -> bytes:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from export_pipeline import folder_swap, repository
-real = folder_swap.sync_tree
+from export_pipeline import repository
+from export_pipeline.repository import swap
+real = swap.sync_tree
 def killed_before(folder):
     real(folder)
     os.kill(os.getpid(), signal.SIGKILL)
-folder_swap.sync_tree = killed_before
+swap.sync_tree = killed_before
 repository.publish_entry(Path(sys.argv[1]), Path(sys.argv[2]), new_version=True)
 """
 
@@ -322,4 +322,4 @@ def test_killed_just_before_it_appears(root: Path, make: EntryMaker, version: in
     assert published == before
     assert publish_entry(root, entry, new_version=True)
     assert numbers(root) == list(range(1, version + 1))
-    assert {path.name for path in root.iterdir()} == {folder_swap.LOCK_FILE, "m"}
+    assert {path.name for path in root.iterdir()} == {swap.LOCK_FILE, "m"}

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from export_pipeline import landlock, seccomp
-from export_pipeline.confinement import over_memory, require_confinable
+from export_pipeline.confinement import landlock, over_memory, require_confinable, seccomp
 from export_pipeline.errors import ExportError
 from export_pipeline.request import GIBIBYTE
 
 OLD_KERNEL = """
 import os, sys
 from pathlib import Path
-from export_pipeline import landlock
+from export_pipeline.confinement import landlock
 from export_pipeline.confinement import confine
 
 own, other = Path(sys.argv[1]), Path(sys.argv[2])

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from export_pipeline.archive import write_zip
 from export_pipeline.errors import BadInput, ValidationFailed
-from export_pipeline.package_layout import checksums
-from export_pipeline.verify import verify_package
+from export_pipeline.packaging.archive import write_zip
+from export_pipeline.packaging.layout import checksums
+from export_pipeline.packaging.verify import verify_package
 from tests.support.export_jobs import PERFORMANCE, certify, make_job
 from tests.support.packages import write_package
 

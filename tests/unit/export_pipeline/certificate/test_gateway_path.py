@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from export_pipeline import gateway_path
+from export_pipeline.certificate import gateway_path
+from export_pipeline.certificate.gateway_path import Answer, Question, gateway_trial
 from export_pipeline.errors import ExportError
-from export_pipeline.gateway_path import Answer, Question, gateway_trial
 
 READY = 'say({"ready": True, "models": {"shapes": {"served": True}}, "versions": {"triton": "2.51.0"}})'
 ECHO = """
