@@ -8,7 +8,7 @@ Each row is one whole job of the pipeline, from the committed checkpoint to a ce
 repository of its own, on the same drawn held-out scenes. Size is the model file's; latency the median of one
 picture in ONNX Runtime as the job's own validation measured it; mAP50-95 that of the exported file and of the
 gateway's path through Triton and HTTP, beside the checkpoint's. The second table says where the seconds of
-the first job went; those of isolated steps are mostly Ultralytics, torch and their import.
+the first job went.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def draw_scenes(folder: Path, pictures: int) -> Path:
     """Held-out scenes as a data set, drawn in the export environment, where the photographs are."""
     python = ensure_environment(print)
     subprocess.run(  # noqa: S603 - our own script, in our own environment
-        [python, "-m", "export_pipeline.sample.dataset", "--out", folder, "--pictures", str(pictures)],
+        [python, "-m", "export_pipeline.sample.dataset", folder, "--count", str(pictures)],
         cwd=ROOT,
         check=True,
         timeout=DRAWING_TIMEOUT_SECONDS,

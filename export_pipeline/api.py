@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from export_pipeline import preflight, repository
+from export_pipeline.certificate.measurements import load_dataset, load_local
 from export_pipeline.environment import ensure_environment
 from export_pipeline.errors import BadInput
 from export_pipeline.executors import Executor
@@ -27,7 +28,7 @@ from export_pipeline.metadata import read_metadata
 from export_pipeline.pipeline import STAGES, Step, run_job, steps_of
 from export_pipeline.progress import Event, Progress
 from export_pipeline.request import ExportRequest
-from export_pipeline.storage import sha256_at
+from export_pipeline.storage import has_changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def export(
     preflight.check_outputs(request, folder.path)
     _require_room(folder, request)
     if folder.exists:
-        _require_same_checkpoint(folder, request)
+        _require_same_inputs(folder)
         version = folder.record().version
     else:
         preflight.check_inputs(request)
@@ -97,13 +98,14 @@ def resume(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Go on with the job in `out`, up to a stage; or do stages again, from one on.
+    """Go on with the job in `out`, up to a stage; or do stages again, from one on, with their inputs of now.
 
     Raises as `export` does, and BadInput where there is no job, or none with these stages.
     """
     folder = JobFolder(out)
     record = folder.record()
     again = _stages_again(steps_of(record), from_stage, until)
+    _require_same_inputs(folder, again)
     preflight.check_outputs(record.request, folder.path)
     with folder.locked():
         version = _version_again(folder, record, again)
@@ -172,16 +174,29 @@ def _require_room(folder: JobFolder, request: ExportRequest) -> None:
         )
 
 
-def _require_same_checkpoint(folder: JobFolder, request: ExportRequest) -> None:
-    """Who trains again and exports again under the same names wants the new one."""
-    now = sha256_at(request.checkpoint)
-    if now is None or "checkpoint.fetch" not in folder.state().steps:
-        return
-    if sha256_of(folder.checkpoint_file) != now:
+def _require_same_inputs(folder: JobFolder, again: Sequence[str] = ()) -> None:
+    """Who trains again, or labels more, and exports again under the same names wants the new one.
+
+    again: steps that take their inputs anew. Inputs that are gone are no others.
+    """
+    record = folder.record()
+    validation = record.request.validation_config
+    done = folder.state().steps.keys() - set(again)
+    if "checkpoint.fetch" in done and has_changed(folder, record.request.checkpoint):
         raise BadInput(
             f"The checkpoint has changed since the job in {folder.path} fetched it: export into another "
             "folder, or take the new one with `visiongate-export resume --from checkpoint`."
         )
+    if "validate.pictures" in done and validation.pictures is not None and validation.pictures.is_dir():
+        now = {file.name: sha256_of(file) for file in preflight.picture_files(validation.pictures)}
+        if now != {file.name: sha256_of(file) for file in folder.pictures.iterdir()}:
+            raise BadInput(
+                f"The golden pictures in {validation.pictures} have changed since the job in {folder.path} "
+                "took them: export into another folder, or take the new ones with `visiongate-export resume "
+                "--from validate`."
+            )
+    if "validate.measure" in done and validation.dataset is not None and validation.dataset.exists():
+        load_dataset(folder, record, load_local(folder).dataset)
 
 
 def _stages_again(steps: Sequence[Step], from_stage: Stage | None, until: Stage | None) -> list[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,12 +72,28 @@ def reading(path: Path | str, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk, a file-size limit or a folder that may not be written into one clear sentence."""
+    """Turn a full disk, a file-size limit or a folder that may not be written into one clear sentence.
+
+    It names the file that the system names, but for drafts and locks beside `path`, of which nobody knows. A
+    file elsewhere that is refused was to be read, as like as not: that error passes unchanged.
+    """
     try:
         yield
     except OSError as exc:
+        named = _blamed(exc, path)
         if exc.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise ExportError(f"There is no room left for {path}: {exc.strerror}.") from exc
-        if exc.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise BadInput(f"{path} may not be written: {exc.strerror}.") from exc
+            raise ExportError(f"There is no room left for {named}: {exc.strerror}.") from exc
+        refused = exc.errno in {errno.EACCES, errno.EPERM, errno.EROFS}
+        if refused and (named.is_relative_to(path) or path.is_relative_to(named)):
+            raise BadInput(f"{named} may not be written: {exc.strerror}.") from exc
         raise
+
+
+def _blamed(error: OSError, path: Path) -> Path:
+    """Of two names, as of a rename, the second, which is to be written. An open file may have a number."""
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if not names:
+        return path
+    named = Path(os.fsdecode(names[-1]))
+    beside = named.is_relative_to(path.parent) and named != path.parent
+    return path if beside and named.relative_to(path.parent).parts[0].startswith(".") else named

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.errors import ExportError
 from export_pipeline.request import ExportFormat, Framework, Precision, TaskType
+from export_pipeline.text import PlainText, require_class_names
+
+MOST_BYTES: Final = 64 * 1024**2
+"""Of a file of facts."""
 
 Head = Literal[
     "yolo_raw",
@@ -22,7 +26,10 @@ Head = Literal[
     "yolo_raw_obb",
     "yolo_end_to_end_obb",
 ]
-SizeWh = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+Side = Annotated[int, Field(ge=1, le=16384)]
+SizeWh = tuple[Side, Side]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Facts(BaseModel):
@@ -30,10 +37,14 @@ class Facts(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Raises ExportError where the file is not what the stage before left."""
+        """Raises ExportError where the file is not what the stage before left, or is too long."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as exc:
+            with path.open("rb") as file:
+                content = file.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                raise ExportError(f"{path} has more bytes than any stage writes.")
+            return cls.model_validate_json(content)
+        except (OSError, ValidationError, RecursionError, MemoryError) as exc:
             raise ExportError(f"{path} is not what an earlier stage wrote: {exc}") from exc
 
     def to_json(self) -> bytes:
@@ -47,12 +58,12 @@ class CheckpointFacts(Facts):
     """heads: what the network can answer, its own predict's first. trained_size_wh: pixels."""
 
     framework: Framework
-    framework_version: str
-    architecture: str
-    sha256: str
+    framework_version: PlainText
+    architecture: PlainText
+    sha256: Sha256
     size_bytes: int
     task_type: TaskType
-    class_names: Annotated[tuple[str, ...], Field(min_length=1)]
+    class_names: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(require_class_names)]
     stride: Annotated[int, Field(ge=1)]
     parameters: int
     trained_size_wh: SizeWh
@@ -71,9 +82,9 @@ class Resize(Facts):
 class Normalize(Facts):
     """normalized = (pixel * scale - mean) / std, channel by channel."""
 
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    scale: float = 1 / 255
+    mean: tuple[Finite, Finite, Finite] = (0.0, 0.0, 0.0)
+    std: tuple[Finite, Finite, Finite] = (1.0, 1.0, 1.0)
+    scale: Finite = 1 / 255
 
 
 class Tensor(Facts):
@@ -83,11 +94,11 @@ class Tensor(Facts):
     can be judged apart: `{"boxes": (0, 4), "scores": (4, 8)}`, half-open. Empty: all of it is one part.
     """
 
-    name: str
+    name: PlainText
     shape: tuple[int, ...]
     dtype: Literal["uint8", "int8", "int32", "int64", "float16", "float32"]
     layout: str
-    description: str
+    description: PlainText
     parts: dict[str, tuple[int, int]] = {}
     parts_axis: int = 1
 
@@ -95,8 +106,8 @@ class Tensor(Facts):
 class ModelFacts(Facts):
     """The exported file, beside this one in the job's folder."""
 
-    file: str
-    sha256: str
+    file: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    sha256: Sha256
     size_bytes: int
     export_format: ExportFormat
     precision: Precision
@@ -110,4 +121,4 @@ class ModelFacts(Facts):
     normalize: Normalize
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    made_with: dict[str, str]
+    made_with: dict[PlainText, PlainText]

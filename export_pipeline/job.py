@@ -2,9 +2,10 @@
 
 ::
 
-    job.json                     what was asked; never changes
+    job.json                     what was asked; its version and its limits may change when it is resumed
     state.json                   what is done: one record a step, saved after each
     checkpoint/…                 the checkpoint file, as fetched       checkpoint.json   what it is
+    fetched.json                 which of a server's contents it is
     model/model.onnx             the exported file                     model/model.json  what it is
     pictures/…                   the golden pictures
     measurements/…               what checkpoint, exported file and gateway answered
@@ -23,7 +24,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,6 +34,7 @@ from pydantic import Field
 from export_pipeline.errors import BadInput, ExportError, writing
 from export_pipeline.facts import CheckpointFacts, Facts, ModelFacts
 from export_pipeline.request import ExportRequest
+from export_pipeline.tree import remove, walk
 
 Stage = Literal["checkpoint", "export", "validate", "package", "publish"]
 
@@ -130,7 +131,7 @@ class JobFolder:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".{path.name}.draft")
-            _remove(draft)
+            remove(draft)
             with draft.open("xb") as file:
                 file.write(content)
                 file.flush()
@@ -143,14 +144,14 @@ class JobFolder:
         """An empty folder to fill; it takes `folder`'s place when the block ends without an error."""
         draft = folder.with_name(f".{folder.name}.draft")
         with writing(folder):
-            _remove(draft)
+            remove(draft)
             draft.mkdir(parents=True)
             try:
                 yield draft
-                _remove(folder)
+                remove(folder)
                 draft.rename(folder)
             except BaseException:
-                _remove(draft)
+                remove(draft)
                 raise
 
     @contextlib.contextmanager
@@ -171,11 +172,11 @@ class JobFolder:
 
     def tidy(self) -> None:
         """Clear away what a killed process left half-written. Raises ExportError for links and the like."""
-        for path in sorted(self.path.rglob("*")):
-            mode = path.lstat().st_mode if os.path.lexists(path) else 0
-            if path.name.startswith(".") and path.name.endswith(".draft"):
-                _remove(path)
-            elif mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        for path, _ in walk(self.path, descend=lambda folder: not _is_draft(folder)):
+            mode = path.lstat().st_mode
+            if _is_draft(path):
+                remove(path)
+            elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise ExportError(f"{path} is neither a file nor a folder: the job cannot be trusted.")
 
     def digest(self, results: Iterable[str]) -> str | None:
@@ -188,16 +189,13 @@ class JobFolder:
             files = sorted(path.rglob("*")) if path.is_dir() else [path]
             for file in files:
                 if file.is_file():
-                    whole.update(f"{file.relative_to(self.path)}\0{sha256_of(file)}\n".encode())
+                    name = os.fsencode(file.relative_to(self.path))
+                    whole.update(name + f"\0{sha256_of(file)}\n".encode())
         return whole.hexdigest()
 
 
-def _remove(path: Path) -> None:
-    """Whatever it is, without following it; nothing where there is nothing."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _is_draft(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".draft")
 
 
 def sha256_of(path: Path) -> str:

@@ -63,8 +63,12 @@ def build_metadata(
 def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
     """Raises ExportError, naming the field, for what the schema does not allow; nothing is written then."""
     require_valid(metadata)
+    try:
+        text = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as exc:
+        raise ExportError(f"metadata.json cannot be written: {exc}.") from exc
     with writing(path):
-        path.write_bytes(json.dumps(metadata, indent=2, ensure_ascii=False).encode() + b"\n")
+        path.write_bytes(text.encode() + b"\n")
 
 
 def require_valid(metadata: Any) -> None:
@@ -111,14 +115,14 @@ def _require_a_score_for_each_class(checkpoint: CheckpointFacts, model: ModelFac
     """An end-to-end head names one class a row, so only raw heads and classifiers can be counted."""
     named = len(checkpoint.class_names)
     output = model.outputs[0]
-    if "scores" in output.parts:
-        begin, end = output.parts["scores"]
-        scored = end - begin
-    elif model.head in {"yolo_raw", "classification"}:
-        scored = output.shape[1] - (4 if model.head == "yolo_raw" else 0)
-    else:
+    if model.head != "classification" and not model.head.startswith("yolo_raw"):
         return
-    if "end_to_end" not in model.head and scored != named:
+    boxes = 4 if model.head.startswith("yolo_raw") else 0
+    others = sum(
+        end - begin for name, (begin, end) in output.parts.items() if name not in {"boxes", "scores"}
+    )
+    scored = output.shape[1] - boxes - others
+    if scored != named:
         raise BadInput(f"The checkpoint names {named} classes, and the model's output has {scored} scores.")
 
 

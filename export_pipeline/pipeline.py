@@ -111,25 +111,37 @@ def run_job(folder: JobFolder, executor: Executor, progress: Progress, *, until:
             executor.run(folder, record, [step.name for step in group], progress)
             folder.tidy()
         else:
-            run_here(folder, record, group, progress)
+            run_here(folder, record, group, progress, unconfined=executor.unconfined)
         todo = todo[len(group) :]
         left = pending(folder, steps)
         if len(left) > len(todo) or folder.record() != record:
             raise ExportError(f"{group[-1].name} ended without leaving what it should.")
 
 
-def run_here(folder: JobFolder, record: JobRecord, steps: Sequence[Step], progress: Progress) -> None:
-    """Run steps in this process, whichever it is, one after the other, and save each."""
+def run_here(
+    folder: JobFolder,
+    record: JobRecord,
+    steps: Sequence[Step],
+    progress: Progress,
+    *,
+    unconfined: bool = False,
+) -> None:
+    """Run steps in this process, whichever it is, one after the other, and save each.
+
+    unconfined: how the job's isolated steps run, for the commands that are put down.
+    """
     for step in steps:
         began = time.monotonic()
         progress(Event(step=step.name, kind="began"))
         with _faults_told(step, folder):
             step.load()(folder, record, _say(step, progress))
-        save_done(step, folder, record, round(time.monotonic() - began, 3))
+            save_done(step, folder, record, round(time.monotonic() - began, 3), unconfined=unconfined)
         progress(Event(step=step.name, kind="done"))
 
 
-def save_done(step: Step, folder: JobFolder, record: JobRecord, seconds: float) -> None:
+def save_done(
+    step: Step, folder: JobFolder, record: JobRecord, seconds: float, *, unconfined: bool = False
+) -> None:
     """Put down that a step has left its results in the folder. Raises ExportError where it has not."""
     digest = folder.digest(step.results)
     if digest is None:
@@ -139,11 +151,14 @@ def save_done(step: Step, folder: JobFolder, record: JobRecord, seconds: float) 
         seconds=seconds,
         sha256=digest,
         inputs_sha256=_inputs_of(step, folder, record),
-        command=shlex.join(
-            ["visiongate-export", "resume", str(folder.path), "--from", step.stage, "--until", step.stage]
-        ),
+        command=_command(step.stage, folder, unconfined=unconfined),
     )
     folder.save_step(step.name, done)
+
+
+def _command(stage: Stage, folder: JobFolder, *, unconfined: bool) -> str:
+    words = ["visiongate-export", "resume", str(folder.path), "--from", stage, "--until", stage]
+    return shlex.join([*words, *(["--unconfined"] if unconfined else [])])
 
 
 def _inputs_of(step: Step, folder: JobFolder, record: JobRecord) -> str:

@@ -13,6 +13,10 @@ from export_pipeline.errors import BadInput, reading
 from export_pipeline.request import ExportRequest
 from export_pipeline.storage import absolute_address, open_address
 
+MAX_PICTURES = 200
+MAX_PICTURE_BYTES = 64 * 1024**2
+"""Of one golden picture's file."""
+
 
 def from_any_folder(request: ExportRequest) -> ExportRequest:
     """The same request with absolute paths: it may be resumed elsewhere, and the isolated process is."""
@@ -50,7 +54,7 @@ def check_outputs(request: ExportRequest, out: Path) -> None:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """By their suffix, in order. Raises BadInput where there are none."""
+    """By their suffix, in order. Raises BadInput where there are none, too many or too large ones."""
     with reading(folder, "the folder of golden pictures"):
         files = sorted(
             path
@@ -59,6 +63,14 @@ def picture_files(folder: Path) -> list[Path]:
         )
     if not files:
         raise BadInput(f"{folder} holds no picture: {', '.join(sorted(PICTURE_SUFFIXES))} are read.")
+    if len(files) > MAX_PICTURES:
+        raise BadInput(f"{folder} holds {len(files)} pictures; {MAX_PICTURES} golden ones are the most.")
+    for file in files:
+        with reading(file, "the golden picture"):
+            if file.stat().st_size > MAX_PICTURE_BYTES:
+                raise BadInput(
+                    f"The golden picture {file} is larger than {MAX_PICTURE_BYTES // 1024**2} MiB."
+                )
     return files
 
 

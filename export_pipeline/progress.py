@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field
 
 from export_pipeline.facts import Facts
 
@@ -19,7 +21,7 @@ class Event(Facts):
     step: str
     kind: Literal["began", "working", "done", "done_before"]
     message: str = ""
-    fraction: float | None = None
+    fraction: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
     @property
     def stage(self) -> str:

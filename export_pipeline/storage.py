@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from export_pipeline.errors import BadInput, ExportError, reading
-from export_pipeline.job import JobFolder, JobRecord
+from export_pipeline.facts import Facts
+from export_pipeline.job import JobFolder, JobRecord, sha256_of
 from export_pipeline.progress import Say
 
 if TYPE_CHECKING:
     from obstore import GetResult
     from obstore.store import S3Store
 
+FETCHED: Final = "fetched.json"
 CHUNK_BYTES: Final = 4 * 1024**2
 MOST_BYTES: Final = 16 * 1024**3
 SILENCE: Final = timedelta(seconds=30)
@@ -40,12 +42,23 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint that is open for reading. name: fit for a file. shown: the address without its secrets."""
+    """A checkpoint that is open for reading. name: fit for a file. shown: the address without its secrets.
+
+    etag: the server's name for this content, of an object.
+    """
 
     name: str
     shown: str
     size_bytes: int
     chunks: Iterator[bytes]
+    etag: str | None = None
+
+
+class Fetched(Facts):
+    """`fetched.json`: which of the contents of an object the job has."""
+
+    etag: str | None
+    size_bytes: int
 
 
 @contextlib.contextmanager
@@ -79,6 +92,7 @@ def fetch(folder: JobFolder, record: JobRecord, say: Say) -> None:
         folder.drafting(folder.checkpoint_folder) as draft,
         (draft / source.name).open("wb") as file,
     ):
+        origin = Fetched(etag=source.etag, size_bytes=source.size_bytes)
         sha256 = hashlib.sha256()
         fetched_bytes = 0
         for chunk in source.chunks:
@@ -94,6 +108,20 @@ def fetch(folder: JobFolder, record: JobRecord, say: Say) -> None:
         if fetched_bytes < source.size_bytes:
             raise ExportError(f"The checkpoint {source.shown} ended early.")
         say(f"{source.name}, {fetched_bytes / 1e6:.1f} MB, SHA-256 {sha256.hexdigest()}", 1.0)
+    folder.write(FETCHED, origin.to_json())
+
+
+def has_changed(folder: JobFolder, address: str) -> bool:
+    """Whether another checkpoint lies there now than was fetched. What cannot be seen has not changed."""
+    here = sha256_at(address)
+    if here is not None:
+        return sha256_of(folder.checkpoint_file) != here
+    if not (folder.path / FETCHED).exists():
+        return False
+    fetched = Fetched.load(folder.path / FETCHED)
+    with contextlib.suppress(ExportError), open_address(address) as source:
+        return Fetched(etag=source.etag, size_bytes=source.size_bytes) != fetched
+    return False
 
 
 def sha256_at(address: str) -> str | None:
@@ -102,8 +130,8 @@ def sha256_at(address: str) -> str | None:
     path = Path(address) if match is None else _path_of(address) if match[1].lower() == "file" else None
     if path is None or not path.is_file():
         return None
-    with reading(path, "the checkpoint"), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with reading(path, "the checkpoint"):
+        return sha256_of(path)
 
 
 def absolute_address(address: str) -> str:
@@ -156,7 +184,8 @@ def _open_s3(address: str) -> Iterator[Source]:
 
     with _s3_errors(shown):
         found = obstore.get(store, key)
-    yield Source(_file_name(shown.rpartition("/")[2]), shown, found.meta["size"], _streamed(found, shown))
+    name, etag = _file_name(shown.rpartition("/")[2]), found.meta["e_tag"]
+    yield Source(name, shown, found.meta["size"], _streamed(found, shown), etag)
 
 
 def _streamed(found: GetResult, shown: str) -> Iterator[bytes]:

@@ -32,6 +32,7 @@ from export_pipeline.job import JobFolder, JobRecord
 from export_pipeline.pipeline import run_here, steps_of
 from export_pipeline.progress import Event
 from export_pipeline.request import Limits, read_request
+from export_pipeline.text import printable
 
 UNCONFINED: Final = "--unconfined"
 _MAX_MESSAGE_CHARACTERS = 2000
@@ -143,13 +144,20 @@ def _take_stdout() -> IO[str]:
 
 
 def _tell(events: IO[str], event: Event) -> None:
-    message = event.message[:_MAX_MESSAGE_CHARACTERS]
+    message = _short(event.message)
     print(event.model_copy(update={"message": message}).model_dump_json(), file=events, flush=True)
 
 
 def _fail(events: IO[str], error: ExportError, *, limit_exceeded: bool = False) -> int:
-    print(json.dumps({"error": str(error), "limit_exceeded": limit_exceeded}), file=events, flush=True)
+    print(
+        json.dumps({"error": _short(str(error)), "limit_exceeded": limit_exceeded}), file=events, flush=True
+    )
     return error.exit_code
+
+
+def _short(text: str) -> str:
+    """As the executor's bound on a line has it; what no encoding takes is replaced."""
+    return printable(text[:_MAX_MESSAGE_CHARACTERS])
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

@@ -12,7 +12,7 @@
     │   └── InvalidRequest 422 ── PictureUndecodable, PictureTooLarge
     ├── RefusalError              ours to refuse, the caller's to repeat later: 429 and 503
     │   ├── RateLimited 429, QuotaExceeded 429
-    │   └── Overloaded 503, BackendUnavailable 503
+    │   └── Overloaded 503, BackendUnavailable 503 ── VersionGone
     ├── DeadlineExceeded 504
     ├── InternalError 500
     └── OperatorError             start-up trouble, printed to the operator, never sent to a client
@@ -197,6 +197,10 @@ class BackendUnavailable(RefusalError):
         self, why: str = "No inference server is ready for this model.", *, retry_after_seconds: float = 1.0
     ) -> None:
         super().__init__(why, retry_after_seconds=retry_after_seconds)
+
+
+class VersionGone(BackendUnavailable):
+    """The server is there, and does not serve this version of the model, or no longer: another may be."""
 
 
 class DeadlineExceeded(VisiongateError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -24,7 +25,10 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except TypeError:  # text that is no Unicode, such as some names of files; a number beyond 64 bits
+            return json.dumps(line, default=str)
 
 
 def log_to(path: Path, *, level: str) -> None:

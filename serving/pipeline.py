@@ -13,11 +13,17 @@ from serving.domain.contract import ModelContract
 from serving.domain.inference import InferenceAnswer, InferenceRequest, PictureAnswer, SentPicture
 from serving.domain.tenant import Principal
 from serving.domain.usage import UsageEvent
-from serving.errors import Forbidden, InvalidRequest, ModelNotFound, RequestError
-from serving.lanes import Lane, Lanes
+from serving.errors import Forbidden, InvalidRequest, ModelNotFound, RequestError, VersionGone
+from serving.lane import Lane
+from serving.lanes import Lanes
 from serving.ports import Admission, Clock, KeyStore, Reservation, UsageMeter
 
 T = TypeVar("T")
+
+SWAP_SECONDS = 3.0
+"""How long a request waits, whose version is gone, for the one that takes its place."""
+MOST_SWAPS = 2
+"""That one request survives."""
 
 
 class Gateway:
@@ -54,10 +60,25 @@ class Gateway:
         Raises any VisiongateError; a request that raises is not billed, and its tokens are given back.
         """
         lane = self._choose_lane(principal, request.model)
-        with lane.in_use():  # from here to its end: a lane that is replaced meanwhile stays open for it
-            return await self._infer_on(lane, principal, request, render)
+        for _ in range(MOST_SWAPS):
+            try:
+                return await self._infer_on(lane, principal, request, render)
+            except VersionGone:  # the server let go of it before this process saw what is published now
+                left_seconds = request.deadline - self._clock.monotonic()
+                lane = await self._lanes.successor(lane, within_seconds=min(SWAP_SECONDS, left_seconds))
+        return await self._infer_on(lane, principal, request, render)
 
     async def _infer_on(
+        self,
+        lane: Lane,
+        principal: Principal,
+        request: InferenceRequest,
+        render: Callable[[InferenceAnswer], T],
+    ) -> T:
+        with lane.in_use():  # from here to its end: a lane that is replaced meanwhile stays open for it
+            return await self._infer_with(lane, principal, request, render)
+
+    async def _infer_with(
         self,
         lane: Lane,
         principal: Principal,
@@ -101,13 +122,20 @@ class Gateway:
 
     def _choose_lane(self, principal: Principal, name: str | None) -> Lane:
         if name is None:
-            allowed = [each for each in self._lanes.names() if principal.may_use(each)]
-            if len(allowed) != 1:
-                raise ModelNotFound(None)
-            return self._lanes.get(allowed[0])
+            name = self._only_model(principal)
         if not principal.may_use(name) and name in self._lanes.all_names():
             raise Forbidden(name)
         return self._lanes.get(name)
+
+    def _only_model(self, principal: Principal) -> str:
+        """Also one that is still being loaded: what a request means must not hang on the moment it comes."""
+        allowed = sorted(principal.models or ())
+        if len(allowed) != 1:
+            allowed = [name for name in self._lanes.all_names() if principal.may_use(name)]
+        if len(allowed) != 1:
+            raise ModelNotFound(None)
+        (only,) = allowed
+        return only
 
     def _usage_event(
         self, principal: Principal, request: InferenceRequest, answer: InferenceAnswer

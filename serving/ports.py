@@ -56,11 +56,15 @@ class UsageMeter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CatalogModel:
-    """A complete entry of the repository. max_batch_size: what Triton takes in one call."""
+    """An entry of the repository. max_batch_size: what Triton takes in one call.
+
+    model_file: which file on the disk it is, for another of the same size is not the same model.
+    """
 
     contract: ModelContract
     max_batch_size: int
     config_sha256: str = ""
+    model_file: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,12 @@ class CatalogScan:
 class ModelCatalog(Protocol):
     def scan(self) -> CatalogScan:
         """What is there now. May block, so call it in a thread; costs next to nothing if nothing changed."""
+
+    def verify(self, model: CatalogModel) -> None:
+        """Read the model's file to its end: it has to be the one that the contract is about.
+
+        May take long, so call it in a thread, beside others. Raises OperatorError for a client to read.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,8 @@ class InferenceBackend(Protocol):
     ) -> InferenceOutput:
         """Run one batch. `deadline` is on `Clock.monotonic`'s line.
 
-        Raises BackendUnavailable, DeadlineExceeded, Overloaded. Cancelling the caller cancels the call.
+        Raises VersionGone where the server is there, but not this version, and BackendUnavailable,
+        DeadlineExceeded, Overloaded. Cancelling the caller cancels the call.
         """
 
     async def is_ready(self, contract: ModelContract) -> bool:
@@ -108,8 +119,9 @@ class InferenceBackend(Protocol):
     async def load(self, contract: ModelContract) -> None:
         """Return once this version, as the repository holds it now, can be asked.
 
-        Raises OperatorError, with the server's own reason, where it does not load, and BackendUnavailable or
-        DeadlineExceeded where that cannot be told. Asking again for what is loaded costs next to nothing.
+        Raises OperatorError, with the server's own reason, where it does not load, or loads other versions,
+        and BackendUnavailable, DeadlineExceeded or Overloaded where that cannot be told. Asking again for
+        what is loaded costs next to nothing.
         """
 
     async def unload(self, name: str) -> None:

@@ -24,7 +24,7 @@ from serving.clock import SystemClock
 from serving.errors import OperatorError
 from serving.redis_server import RedisServer
 from serving.settings import Settings
-from serving.triton.launcher import TritonPorts, TritonServer
+from serving.triton.launcher import ModelsNotLoaded, TritonPorts, TritonServer
 
 KEY_OWNER = "visiongate-up"
 READY_TIMEOUT_SECONDS = 60.0
@@ -40,13 +40,17 @@ class Step:
 
 
 class LocalStack:
-    """Use as a context manager: whatever was started is stopped, in reverse, however the block ends."""
+    """Use as a context manager: whatever was started is stopped, in reverse, however the block ends.
+
+    not_loaded: once started, why Triton could not load a model, by its name.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._started = ExitStack()
-        self._scan = FolderCatalog(settings.model_repository).scan()
+        self._scan = FolderCatalog(settings.model_repository).verified()
         self._triton: TritonServer | None = None
+        self.not_loaded: Mapping[str, str] = {}
         self.url = f"http://{_reachable(settings.host)}:{settings.port}"
         self.triton_url = f"grpc://{settings.triton_url}"
         self.redis_url = settings.redis_url.get_secret_value() if settings.redis_url else ""
@@ -80,7 +84,7 @@ class LocalStack:
 
     def sample_picture(self) -> tuple[str, Path] | None:
         """The first model that ships a picture to try it with, and that picture."""
-        for name in self._scan.models:
+        for name in sorted(self._scan.models.keys() - self.not_loaded.keys()):
             picture = self._settings.model_repository / name / "sample.jpg"
             if picture.exists():
                 return name, picture
@@ -108,7 +112,12 @@ class LocalStack:
         self.triton_url = self._triton.http_url
 
     def _await_models(self, triton: TritonServer) -> None:
-        triton.wait_ready(self._settings.triton_start_timeout_seconds)
+        try:
+            triton.wait_ready(self._settings.triton_start_timeout_seconds)
+        except ModelsNotLoaded as error:
+            if error.reasons.keys() >= self._scan.models.keys():
+                raise
+            self.not_loaded = error.reasons
 
     def _start_ray(self) -> None:
         scratch = _scratch_folder()

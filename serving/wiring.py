@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 
 import cv2
 from fastapi import FastAPI
@@ -26,12 +29,18 @@ from serving.api.data_plane import DataPlane, data_plane_router
 from serving.budget import Budget
 from serving.clock import SystemClock
 from serving.detector import Detector, DetectorLimits
+from serving.errors import OperatorError
 from serving.lanes import Lanes
 from serving.logs import log_to
 from serving.metrics import Metrics
 from serving.pipeline import Gateway
 from serving.ports import CatalogModel, CatalogScan
 from serving.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MESSAGE_HEAD_BYTES = 64 << 10
+"""More than there is in a message besides its tensor."""
 
 
 def build(settings: Settings) -> FastAPI:
@@ -59,7 +68,13 @@ def build(settings: Settings) -> FastAPI:
             metrics=metrics,
         )
 
-    lanes = Lanes(catalog, backend, make_detector, clock)
+    lanes = Lanes(
+        catalog,
+        backend,
+        make_detector,
+        clock,
+        request_timeout_seconds=settings.request_timeout_seconds,
+    )
     keys = SqlKeyStore(
         database,
         server_secret=settings.key_hash_secret,
@@ -81,12 +96,11 @@ def build(settings: Settings) -> FastAPI:
         return {"keys": keys_answer, "models": any(models.values())}
 
     async def close() -> None:
-        await lanes.close()
-        await backend.close()
-        await keys.close()
-        await database.close()
-        threads.shutdown()
-        stop_metrics()
+        async with AsyncExitStack() as last_first:  # each of them, whatever becomes of the others
+            last_first.callback(stop_metrics)
+            last_first.callback(threads.shutdown)
+            for each in (database, keys, backend, lanes):
+                last_first.push_async_callback(each.close)
 
     held_bytes = Budget(settings.max_bodies_bytes)
     metrics.held_body_bytes.set_function(lambda: held_bytes.held)
@@ -110,7 +124,10 @@ def build(settings: Settings) -> FastAPI:
 def _shared_slots(settings: Settings, scan: CatalogScan) -> SharedSlots | None:
     """As large as the models that are there at the start need; a larger one's pictures go in messages."""
     sizes = [model.contract.input_size for model in scan.models.values()]
-    if not (settings.shared_memory and sizes and _is_loopback(settings.triton_grpc_address)):
+    if not (settings.shared_memory and _is_loopback(settings.triton_grpc_address)):
+        return None
+    if not sizes:
+        logger.warning("no model at the start: until the next one, pictures go to Triton in messages")
         return None
     picture_bytes = max(size.height * size.width * 3 for size in sizes)
     return allocate(slots=settings.shared_memory_slots, slot_bytes=picture_bytes * settings.max_batch_size)
@@ -126,10 +143,18 @@ def _is_loopback(address: str) -> bool:
 
 
 def _detector_limits(settings: Settings, model: CatalogModel) -> DetectorLimits:
+    """Raises OperatorError for a model of which not even one picture fits into a message, or its answer."""
     size = model.contract.input_size
-    in_one_message = MAX_MESSAGE_BYTES // (size.height * size.width * 3)  # where no slot is free, or fits
+    taken_bytes = size.height * size.width * 3  # in a message where no slot is free, or large enough
+    answered_bytes = 4 * math.prod(model.contract.output.shape[1:])
+    most_bytes = MAX_MESSAGE_BYTES - MESSAGE_HEAD_BYTES
+    in_one_message = most_bytes // max(taken_bytes, answered_bytes)
+    if not in_one_message:
+        raise OperatorError(
+            f"one picture takes {taken_bytes} bytes, its answer {answered_bytes}, a message {most_bytes}"
+        )
     return DetectorLimits(
-        max_batch_size=min(settings.max_batch_size, model.max_batch_size, max(1, in_one_message)),
+        max_batch_size=min(settings.max_batch_size, model.max_batch_size, in_one_message),
         max_batches_in_flight=settings.max_batches_in_flight,
         max_queued_pictures=settings.max_queued_pictures,
         max_picture_pixels=settings.max_picture_pixels,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -13,6 +13,14 @@ from export_pipeline.datasets import Dataset, LabelledPicture
 from export_pipeline.predictions import Predictions, PredictionSet
 
 TOP_FEW = 5
+COMPARABLE_MAP = 0.02
+"""How far the framework's own mAP may be from ours before a note says so."""
+BOXES_NOTE = (
+    "Ultralytics' own validation counts a box once for each of its classes, every side here once for its "
+    "best one, as predict does: its mAP is shown, not judged, and noted where it is off by more than "
+    f"{COMPARABLE_MAP}."
+)
+CLASSES_NOTE = "Ultralytics' own validation has to count as many pictures right, but for one."
 
 
 def measure_accuracy(
@@ -38,6 +46,7 @@ def measure_accuracy(
     }
     return Accuracy(
         dataset=measured.name,
+        dataset_sha256=measured.sha256,
         pictures=measured.pictures,
         asked=measured.asked,
         metrics=metrics,
@@ -45,7 +54,18 @@ def measure_accuracy(
         drop=drop,
         accuracy_drop_max=accuracy_drop_max,
         by_framework=measured.by_framework,
+        by_framework_note=CLASSES_NOTE if judged == "top1" else BOXES_NOTE,
     )
+
+
+def unlike_framework(accuracy: Accuracy) -> Iterator[str]:
+    """Of the checkpoint, where the framework's own figures are further off than they may be."""
+    may = 1 / accuracy.pictures + 1e-5 if accuracy.judged == "top1" else COMPARABLE_MAP
+    for name, sides in accuracy.metrics.items():
+        own = accuracy.by_framework.get(name)
+        if own is not None and abs(own - sides["checkpoint"]) > may:
+            ours = sides["checkpoint"]
+            yield f"{name} of the checkpoint is {ours:.4f}, by its framework's own validation {own:.4f}."
 
 
 def _figures(dataset: Dataset, predictions: PredictionSet) -> dict[str, float]:

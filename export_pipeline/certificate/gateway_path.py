@@ -30,7 +30,10 @@ ANSWER_SECONDS = 60.0
 STOP_SECONDS = 20.0
 MAX_LINE_BYTES = 4 * 1024**2
 LAST_WORDS_BYTES = 4096
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+PASSED_ON = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"),
+    "VISIONGATE_TRITON_EXECUTABLE",
+)
 """Of our environment; the rest (credentials, settings of a gateway that runs here) is not for the trial."""
 
 
@@ -48,7 +51,10 @@ class _Line(BaseModel):
 
 
 class ModelState(_Line):
+    """reason: why it is not served. loadable: False where Triton does not load it."""
+
     served: bool
+    loadable: bool = True
     reason: str | None = None
 
 

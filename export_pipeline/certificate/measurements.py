@@ -12,15 +12,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from export_pipeline.certificate.partners import Asked
 from export_pipeline.certificate.tensors import TensorAgreement
+from export_pipeline.datasets import Dataset, open_dataset
+from export_pipeline.errors import BadInput
 from export_pipeline.facts import Facts, ModelFacts
 from export_pipeline.job import JobFolder, JobRecord
+from export_pipeline.text import PlainText
 
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PREDICTED_TASKS = frozenset({"detection", "classification"})
 """Whose predictions are boxes or classes. Of the others, only tensors are compared."""
 
@@ -41,9 +46,10 @@ class Golden(Facts):
 
 
 class DatasetMeasured(Facts):
-    """by_framework: the framework's own figures for the checkpoint."""
+    """sha256: see `Dataset.sha256`. by_framework: the framework's own figures for the checkpoint."""
 
     name: str
+    sha256: str
     pictures: int
     asked: Asked
     by_framework: dict[str, float]
@@ -56,10 +62,30 @@ class Local(Facts):
     versions: dict[str, str]
 
 
+class Latency(Facts):
+    p50: AboveZero
+    p90: AboveZero
+
+
+class Performance(Facts):
+    """As metadata.json has it."""
+
+    latency_ms: Latency
+    throughput_ips: AboveZero
+    hardware: PlainText
+    batch_size: Annotated[int, Field(ge=1)]
+
+
 class Served(Facts):
-    """refusals: why a picture got no predictions, by its name."""
+    """served: whether the gateway answers for this model; reason: why not.
+
+    loadable: False where the gateway does not know the model or Triton does not load it, which no export may
+    come to; a gateway may decline what was asked for, a task, say. refusals: why a picture got no
+    predictions, by its name.
+    """
 
     served: bool
+    loadable: bool = True
     reason: str | None
     transport: str | None
     versions: dict[str, str]
@@ -82,13 +108,26 @@ def load_served(folder: JobFolder) -> Served:
     return Served.load(gateway_folder(folder) / "served.json")
 
 
+def load_dataset(folder: JobFolder, record: JobRecord, measured: DatasetMeasured | None) -> Dataset | None:
+    """The data set that was measured; None without one. Raises BadInput where it is not the same any more."""
+    wanted, checkpoint = record.request.validation_config, folder.checkpoint()
+    if wanted.dataset is None or measured is None:
+        return None
+    dataset = open_dataset(wanted.dataset, checkpoint.task_type, checkpoint.class_names, wanted.max_pictures)
+    if dataset.sha256() != measured.sha256:
+        raise BadInput(
+            f"The data set {wanted.dataset} has changed since the job in {folder.path} measured on it: "
+            "export into another folder, or measure again with `visiongate-export resume --from validate`."
+        )
+    return dataset
+
+
 def load_performance(folder: JobFolder) -> dict[str, Any] | None:
     """metadata.json's `performance`; None where nothing was measured."""
     file = local_folder(folder) / "performance.json"
     if not file.exists():
         return None
-    performance: dict[str, Any] = json.loads(file.read_bytes())
-    return performance
+    return Performance.load(file).model_dump(mode="json")
 
 
 def golden_asked(record: JobRecord, model: ModelFacts, *, lowered: bool) -> Asked:

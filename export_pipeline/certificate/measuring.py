@@ -44,7 +44,7 @@ from export_pipeline.progress import Say
 from export_pipeline.runtimes.python.model_wrapper import ModelWrapper
 
 BATCH_PICTURES = 4
-"""Of the larger batch whose tensors are compared."""
+"""Of the larger batch whose tensors are compared; of one golden picture, it and its mirror image."""
 SINGLE_PICTURES = 2
 """Of these, go through alone as well."""
 PICTURES_AT_A_TIME = 32
@@ -68,22 +68,24 @@ class LocalMeasuring:
             self._wrapper = _wrapper(folder, record, draft)
 
     def measure(self, source: str, say: Say) -> None:
-        say("Comparing raw outputs", 0.0)
-        tensors = self._tensors()
-        say("Predicting the golden pictures", 0.2)
-        golden = self._golden(source)
+        say("Predicting the golden pictures", 0.0)
+        golden, telling = self._golden(source)
+        say("Comparing raw outputs", 0.2)
+        tensors = self._tensors(telling)
         dataset = self._dataset(say)
         say("Measuring the speed", 0.9)
         self._speed()
         local = Local(golden=golden, dataset=dataset, tensors=tensors, versions=self._versions())
         (self._draft / "local.json").write_bytes(local.to_json())
 
-    def _tensors(self) -> TensorAgreement:
-        """Some pictures alone, then more of them as one batch where the graph takes one."""
+    def _tensors(self, pictures: Sequence[Path]) -> TensorAgreement:
+        """Some of these pictures alone, then more of them as one batch where the graph takes one."""
         with _running("run"):
-            rows = [self._row(file) for file in _different(self._pictures)]
+            rows = [self._row(file) for file in _different(pictures)]
+            if len(rows) == 1:
+                rows.append(self._row(pictures[0], mirrored=True))
         batches = [row[None] for row in rows[:SINGLE_PICTURES]]
-        if self._model.max_batch_size > 1 and len(rows) > 1:
+        if self._model.max_batch_size > 1:
             batches.append(np.stack(rows[: self._model.max_batch_size]))
         runs = []
         for batch in batches:
@@ -97,10 +99,14 @@ class LocalMeasuring:
             return compare_suppressed(output, runs, asked, self._model.resize.size, allowed)
         return compare_tensors(self._model.outputs, runs, allowed)
 
-    def _golden(self, source: str) -> Golden:
-        """At a lowered threshold where the checkpoint finds nothing otherwise and the graph allows it."""
+    def _golden(self, source: str) -> tuple[Golden, Sequence[Path]]:
+        """At a lowered threshold where the checkpoint finds nothing otherwise and the graph allows it.
+
+        With the pictures in which it finds something: all, where that is none or not known.
+        """
         asked = None
         lowered = False
+        telling: Sequence[Path] = ()
         if self._checkpoint.task_type in PREDICTED_TASKS:
             asked = golden_asked(self._record, self._model, lowered=False)
             expected = self._by_checkpoint(self._pictures, asked)
@@ -111,7 +117,9 @@ class LocalMeasuring:
             save_predictions(self._draft / "checkpoint-golden.npz", expected)
             answered = {file.name: self._by_file(file, asked) for file in self._pictures}
             save_predictions(self._draft / "file-golden.npz", answered)
-        return Golden(source=source, count=len(self._pictures), asked=asked, lowered=lowered)
+            telling = [file for file in self._pictures if len(expected[file.name].confidence)]
+        golden = Golden(source=source, count=len(self._pictures), asked=asked, lowered=lowered)
+        return golden, telling or self._pictures
 
     def _dataset(self, say: Say) -> DatasetMeasured | None:
         asked_for = self._record.request.validation_config
@@ -119,6 +127,7 @@ class LocalMeasuring:
             return None
         task_type, names = self._checkpoint.task_type, self._checkpoint.class_names
         dataset = open_dataset(asked_for.dataset, task_type, names, asked_for.max_pictures)
+        sha256 = dataset.sha256()
         asked = dataset_asked(self._record, self._model)
         expected: dict[str, Predictions] = {}
         answered: dict[str, Predictions] = {}
@@ -135,7 +144,11 @@ class LocalMeasuring:
             asked_for.dataset, self._model.resize.size, asked_for.max_pictures, self._config.head
         )
         return DatasetMeasured(
-            name=dataset.name, pictures=len(dataset.pictures), asked=asked, by_framework=by_framework
+            name=dataset.name,
+            sha256=sha256,
+            pictures=len(dataset.pictures),
+            asked=asked,
+            by_framework=by_framework,
         )
 
     def _speed(self) -> None:
@@ -157,11 +170,12 @@ class LocalMeasuring:
             answer = self._wrapper.predict(picture, **asked.options())
             return predictions_of(answer, self._checkpoint.class_names, boxes=boxes)
 
-    def _row(self, picture: Path) -> NDArray[Any]:
+    def _row(self, picture: Path, *, mirrored: bool = False) -> NDArray[Any]:
         bgr = cv2.imread(str(picture), cv2.IMREAD_COLOR)
         if bgr is None:
             raise BadInput(f"The golden picture {picture.name} cannot be decoded.")
-        return np.array(self._wrapper.preprocess(np.ascontiguousarray(bgr[..., ::-1], np.uint8)))
+        rgb = bgr[:, :: -1 if mirrored else 1, ::-1]
+        return np.array(self._wrapper.preprocess(np.ascontiguousarray(rgb, np.uint8)))
 
     def _versions(self) -> dict[str, str]:
         return {

@@ -42,9 +42,10 @@ class Pictures(Facts):
 
 
 class GatewayPath(Facts):
-    """served: whether the gateway answers for this task; reason: why not."""
+    """served: whether the gateway answers for this model; reason: why not. loadable: see `Served`."""
 
     served: bool
+    loadable: bool = True
     reason: str | None
     transport: str | None
     versions: dict[str, str]
@@ -53,11 +54,13 @@ class GatewayPath(Facts):
 class Accuracy(Facts):
     """On a labelled data set. metrics: by name (mAP50, mAP50-95 or top1, top5), then by side; 0 to 1.
 
-    drop: of the metric that is judged, the checkpoint's minus the path's. by_framework: what the framework's
-    own validation says of the checkpoint, which may ask it otherwise (several classes of one box, say).
+    dataset_sha256: over its pictures and labels. drop: of the metric that is judged, the checkpoint's minus
+    the path's. by_framework: what the framework's own validation says of the checkpoint; by_framework_note:
+    how far that is comparable.
     """
 
     dataset: str
+    dataset_sha256: str
     pictures: int
     asked: Asked
     metrics: dict[str, dict[Side, float]]
@@ -65,6 +68,7 @@ class Accuracy(Facts):
     drop: dict[Path, float]
     accuracy_drop_max: float
     by_framework: dict[str, float]
+    by_framework_note: str
 
 
 class Certificate(Facts):
@@ -103,6 +107,8 @@ def summary(certificate: Certificate) -> dict[str, Any]:
     }
     if "gateway" in certificate.paths:
         short["paths"]["gateway"] = _difference(certificate, "gateway")
+    if certificate.gateway.reason is not None:
+        short["gateway_refused"] = certificate.gateway.reason
     if certificate.accuracy is not None:
         short["accuracy"] = {
             "dataset": certificate.accuracy.dataset,

@@ -21,6 +21,7 @@ from export_pipeline.facts import Facts, Tensor
 
 Floats = NDArray[np.float64]
 NOT_FINITE = "some values are not finite"
+NOTHING_TO_COMPARE = "there is nothing to compare"
 
 
 class PartAgreement(Facts):
@@ -121,7 +122,7 @@ def judge_part(
     share = _share(difference, expected, allowance)
     large = np.abs(expected) > allowance.atol
     if failure is None and not expected.size:
-        failure = "there is nothing to compare"
+        failure = NOTHING_TO_COMPARE
     elif failure is None and not np.isfinite(difference).all():
         failure = NOT_FINITE
     elif failure is None and share.max() > 1:

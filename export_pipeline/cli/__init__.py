@@ -10,6 +10,7 @@ from rich.markup import escape
 from export_pipeline.cli import environment, published, resume, run
 from export_pipeline.cli.console import errors
 from export_pipeline.errors import ExportError
+from export_pipeline.text import printable
 
 app = typer.Typer(
     help="From an Ultralytics checkpoint to a certified package and a live Triton entry.",
@@ -29,5 +30,5 @@ def main() -> None:
     try:
         app()
     except ExportError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {escape(printable(str(error)))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

@@ -18,6 +18,7 @@ from export_pipeline.api import ExportResult
 from export_pipeline.cli.console import errors, out
 from export_pipeline.progress import Event
 from export_pipeline.progress import Progress as TakesEvents
+from export_pipeline.text import printable
 
 ProgressForm = Literal["rich", "json"]
 
@@ -69,7 +70,7 @@ class StageLines:
         doing = event.message or DOING.get(event.step, event.step)
         share = f" {event.fraction:.0%}" if event.fraction is not None and event.kind == "working" else ""
         if event.kind != "done":
-            self._lines.update(task, doing=escape(doing) + share, completed=0)
+            self._lines.update(task, doing=escape(printable(doing)) + share, completed=0)
         elif event.step == _last_step(event.stage):
             self._lines.update(task, completed=1)
 
@@ -91,6 +92,8 @@ def tell(result: ExportResult, form: ProgressForm) -> None:
         out.print(certificate_table(result.certificate))
         if "accuracy" in result.certificate:
             out.print(accuracy_table(result.certificate["accuracy"]))
+        if "gateway_refused" in result.certificate:
+            out.print(f"The gateway does not serve it: {escape(result.certificate['gateway_refused'])}")
     for stage, seconds in result.seconds.items():
         out.print(f"{stage:<10} {seconds:8.1f} s", style="dim")
     if result.package is not None:
@@ -100,8 +103,6 @@ def tell(result: ExportResult, form: ProgressForm) -> None:
         out.print(f"Published: {escape(str(result.published))}, version {result.version}")
         if "gateway" in (result.certificate or {}).get("paths", {}):
             out.print(f"Gateways on it serve POST /v1/infer/{escape(result.name)} within seconds")
-        else:
-            out.print("The gateway does not serve models for this task yet")
 
 
 def certificate_table(certificate: dict[str, Any]) -> Table:
@@ -122,7 +123,7 @@ def accuracy_table(accuracy: dict[str, Any]) -> Table:
         "checkpoint",
         "file",
         "gateway",
-        title=f"{accuracy['dataset']}, {accuracy['pictures']} pictures",
+        title=escape(f"{accuracy['dataset']}, {accuracy['pictures']} pictures"),
     )
     for metric, figures in accuracy["metrics"].items():
         cells = (figures.get(path) for path in ("checkpoint", "file", "gateway"))

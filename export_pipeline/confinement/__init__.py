@@ -35,6 +35,7 @@ from typing import Final
 import export_pipeline
 from export_pipeline.confinement import landlock, seccomp
 from export_pipeline.confinement.landlock import Access
+from export_pipeline.confinement.libc import libc, prctl
 from export_pipeline.confinement.seccomp import Argument, Refusal
 from export_pipeline.errors import ExportError
 from export_pipeline.request import GIBIBYTE
@@ -86,7 +87,7 @@ def confine(own_folder: Path, readable: Sequence[Path], memory_bytes: int) -> No
     require_confinable()
     try:
         _limit_resources(memory_bytes)
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        prctl(_PR_SET_NO_NEW_PRIVS, 1)
         _drop_capabilities()
         landlock.restrict(_granted(own_folder, readable))
         seccomp.install(_refusals(os.getpid()))
@@ -96,7 +97,7 @@ def confine(own_folder: Path, readable: Sequence[Path], memory_bytes: int) -> No
 
 def die_with_parent() -> None:
     """The kernel kills us when the thread that started us ends."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def over_memory(limit_bytes: int) -> str:
@@ -133,14 +134,14 @@ def _limit_resources(memory_bytes: int) -> None:
 
 
 def _drop_capabilities() -> None:
-    libc = _libc()
+    c_library = libc()
     capability = 0
     while (
-        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
+        c_library.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
     ):  # fails after the last, or without the right
         capability += 1
     none = struct.pack("=6I", *[0] * 6)
-    if libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), none) != 0:
+    if c_library.capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), none) != 0:
         raise OSError(ctypes.get_errno(), "capabilities are kept")
 
 
@@ -178,12 +179,3 @@ def _refusals(own_pid: int) -> list[Refusal]:
         Refusal([257], when=Argument(2, _O_TRUNC_TO_READ, _O_TRUNC_AND_MODE)),  # openat
         Refusal([437], errno=ENOSYS),  # openat2, whose flags no filter sees
     ]
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc().prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl {option}")
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)

@@ -13,6 +13,8 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+from export_pipeline.confinement.libc import libc
+
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _VERSION_FLAG = 1
 _RULE_PATH_BENEATH = 1
@@ -52,7 +54,7 @@ _SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 
 def abi() -> int:
     """The kernel's Landlock ABI; 0 where it has none, or has it switched off."""
-    version: int = _libc().syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
+    version: int = libc().syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
     return max(0, version)
 
 
@@ -92,11 +94,7 @@ def _grant(ruleset: int, path: Path, access: Access) -> None:
 
 
 def _call(number: int, *arguments: int | bytes) -> int:
-    result: int = _libc().syscall(number, *arguments)
+    result: int = libc().syscall(number, *arguments)
     if result < 0:
         raise OSError(ctypes.get_errno(), f"Landlock refused system call {number}")
     return result
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import EPERM
 
+from export_pipeline.confinement.libc import prctl
+
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _X32_CALLS = 0x40000000
@@ -55,9 +57,7 @@ def install(refusals: Sequence[Refusal]) -> None:
     code = compile_filter(refusals)
     buffer = ctypes.create_string_buffer(code, len(code))
     program = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer)))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, program, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "the kernel took no filter of system calls")
+    prctl(_PR_SET_SECCOMP, _MODE_FILTER, program)
 
 
 def compile_filter(refusals: Sequence[Refusal]) -> bytes:

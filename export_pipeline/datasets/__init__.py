@@ -12,6 +12,7 @@ Read on both sides of an export; knows neither torch nor Ultralytics.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import yaml
 from numpy.typing import NDArray
 
 from export_pipeline.errors import BadInput, reading
+from export_pipeline.job import sha256_of
 from export_pipeline.request import TaskType
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
@@ -53,6 +55,16 @@ class LabelledPicture:
 class Dataset:
     name: str
     pictures: tuple[LabelledPicture, ...]
+
+    def sha256(self) -> str:
+        """Of every picture's key and content and its labels: figures are those of this data set only."""
+        whole = hashlib.sha256()
+        for picture in self.pictures:
+            with reading(picture.file, "the labelled picture"):
+                whole.update(f"{picture.key}\0{sha256_of(picture.file)}\0".encode())
+            xyxy = None if picture.xyxy is None else picture.xyxy.tolist()
+            whole.update(f"{picture.class_id.tolist()} {xyxy}\n".encode())
+        return whole.hexdigest()
 
 
 def open_dataset(

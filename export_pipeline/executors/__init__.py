@@ -10,6 +10,10 @@ from export_pipeline.progress import Progress
 
 
 class Executor(Protocol):
+    @property
+    def unconfined(self) -> bool:
+        """Whether steps run without confinement, because the caller trusts the checkpoint."""
+
     def run(self, folder: JobFolder, record: JobRecord, steps: Sequence[str], progress: Progress) -> None:
         """Run these steps, one after the other, apart from everything else, and return when they are done.
 

@@ -45,15 +45,15 @@ class LocalProcess:
         self, python: Path, *, unconfined: bool = False, disk_reserve_bytes: int = DISK_RESERVE_BYTES
     ) -> None:
         self._python = python
-        self._unconfined = unconfined
+        self.unconfined = unconfined
         self._disk_reserve_bytes = disk_reserve_bytes
 
     def run(self, folder: JobFolder, record: JobRecord, steps: Sequence[str], progress: Progress) -> None:
         """As the port says. When a step is told as done, its results are in the job's folder, and saved."""
-        if not self._unconfined:
+        if not self.unconfined:
             require_confinable()
         with staging.own_folder(folder, record, steps[0]) as own:
-            taking = _Taking(own, folder, record, progress)
+            taking = _Taking(own, folder, record, progress, unconfined=self.unconfined)
             events, log = Events(steps, taking.take), Log(folder.log_file)
             try:
                 code = self._run_worker(own, record, steps, events, log)
@@ -75,7 +75,7 @@ class LocalProcess:
             [
                 *(sys.executable, "-I", "-S", guard.__file__, str(os.getpid())),
                 *(str(self._python), "-I", "-B", "-m", "export_pipeline.worker"),
-                *(["--unconfined"] if self._unconfined else []),
+                *(["--unconfined"] if self.unconfined else []),
                 *steps,
             ],
             cwd=own,
@@ -100,8 +100,11 @@ class LocalProcess:
 class _Taking:
     """Takes over what a step has left as soon as it is told as done, and tells it on then."""
 
-    def __init__(self, own: Path, folder: JobFolder, record: JobRecord, progress: Progress) -> None:
+    def __init__(
+        self, own: Path, folder: JobFolder, record: JobRecord, progress: Progress, *, unconfined: bool
+    ) -> None:
         self._own, self._folder, self._record, self._progress = own, folder, record, progress
+        self._unconfined = unconfined
         self._steps = {step.name: step for step in steps_of(record)}
         self._began = time.monotonic()
         self.done: list[str] = []
@@ -112,7 +115,8 @@ class _Taking:
         elif event.kind == "done":
             step = self._steps[event.step]
             staging.take_over(self._own, self._folder, step.results)
-            save_done(step, self._folder, self._record, round(time.monotonic() - self._began, 3))
+            seconds = round(time.monotonic() - self._began, 3)
+            save_done(step, self._folder, self._record, seconds, unconfined=self._unconfined)
             self.done.append(step.name)
         self._progress(event)
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from export_pipeline.errors import ExportError, writing
 from export_pipeline.progress import Event
+from export_pipeline.text import printable
 
 MAX_LINE_BYTES: Final = 65_536
 MAX_LOG_BYTES: Final = 16 * 1024**2
@@ -83,11 +84,6 @@ class Log:
 
     def close(self) -> None:
         self._file.close()
-
-
-def printable(text: str) -> str:
-    """Without the characters that move a terminal's cursor, or worse; line ends stay."""
-    return "".join(each if each.isprintable() or each == "\n" else " " for each in text)
 
 
 def _as_text(line: bytes) -> str:

@@ -24,9 +24,16 @@ from typing import Final
 from export_pipeline.errors import ExportError, writing
 from export_pipeline.job import JobFolder, JobRecord
 from export_pipeline.pipeline import Step, steps_of
+from export_pipeline.request import GIBIBYTE
+from export_pipeline.tree import remove, walk
 
 PRIVATE: Final = ".private"
 """Of an isolated process's folder: for what libraries keep for themselves."""
+MOST_DEEP: Final = 8
+MOST_ENTRIES: Final = 2000
+MOST_BYTES: Final = 16 * GIBIBYTE
+"""Of one result, by the length of its files: holes take no room on the disk, but are read like all else."""
+MOST_BYTES_READ_WHOLE: Final = {".json": GIBIBYTE // 16, ".npz": GIBIBYTE}
 
 
 @contextlib.contextmanager
@@ -46,28 +53,28 @@ def own_folder(folder: JobFolder, record: JobRecord, first_step: str) -> Iterato
 
 
 def take_over(own: Path, folder: JobFolder, results: Sequence[str]) -> None:
-    """Put a step's results into the job's folder. Raises ExportError where they are not plain files."""
+    """Put a step's results into the job's folder.
+
+    Raises ExportError where they are not plain files, or more than can be read safely.
+    """
     for result in results:
         source, target = own / result, folder.path / result
         if not os.path.lexists(source):
             raise ExportError(f"The isolated process did not leave {result}.")
         draft = target.with_name(f".{target.name}.draft")
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            remove(draft)
-            _require_plain(source)
-            _link_tree(source, draft)
-            _require_plain(draft)  # nobody else can reach this one, and change what it is
-            remove(target)
-            draft.rename(target)
-
-
-def remove(path: Path) -> None:
-    """Whatever it is, without following it."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        try:
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                remove(draft)
+                _require_plain(source)
+                _link_tree(source, draft)
+                _require_plain(draft)  # nobody else can reach this one, and change what it is
+                remove(target)
+                draft.rename(target)
+        except (OSError, RecursionError) as exc:  # it may change what it has left while we take it
+            raise ExportError(
+                f"What the isolated process left as {result} cannot be taken over: {exc}"
+            ) from exc
 
 
 def _steps_before(first_step: str, record: JobRecord) -> Iterator[Step]:
@@ -98,7 +105,15 @@ def _link(source: Path | str, target: Path | str) -> None:
 
 
 def _require_plain(result: Path) -> None:
-    for path in (result, *result.rglob("*")):
-        mode = path.lstat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+    left_bytes = MOST_BYTES
+    for entries, (path, depth) in enumerate(walk(result)):
+        if depth > MOST_DEEP or entries > MOST_ENTRIES:
+            raise ExportError("The isolated process left more files, or deeper folders, than it may.")
+        status = path.lstat()
+        if stat.S_ISDIR(status.st_mode):
+            continue
+        if not stat.S_ISREG(status.st_mode):
             raise ExportError(f"The isolated process left {path.name}, which is neither a file nor a folder.")
+        left_bytes -= status.st_size
+        if left_bytes < 0 or status.st_size > MOST_BYTES_READ_WHOLE.get(path.suffix, MOST_BYTES):
+            raise ExportError(f"The isolated process left {path.name}, which makes more bytes than it may.")

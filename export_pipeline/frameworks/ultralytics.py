@@ -25,6 +25,7 @@ from export_pipeline.frameworks.ultralytics_graph import build_graph
 from export_pipeline.frameworks.ultralytics_own import OwnModel
 from export_pipeline.predictions import PredictionSet
 from export_pipeline.request import ExportConfig, HeadChoice, TaskType
+from export_pipeline.text import require_class_names
 
 LEAST_STRIDE: Final = 32
 """What Ultralytics itself rounds sizes to, whatever a network of smaller stride could take."""
@@ -173,7 +174,7 @@ def _available(head: Any, both: tuple[Head, ...]) -> tuple[Head, ...]:
 
 
 def _class_names(network: Any, head: Any, path: Path) -> tuple[str, ...]:
-    """Raises BadInput where there are not as many as the network answers."""
+    """Raises BadInput where there are not as many as the network answers, or one is no name."""
     names = dict(enumerate(network.names)) if isinstance(network.names, list) else network.names
     count = head.linear.out_features if isinstance(head, heads.Classify) else head.nc
     ids_count_up = isinstance(names, dict) and sorted(names) == list(range(len(names)))
@@ -181,7 +182,10 @@ def _class_names(network: Any, head: Any, path: Path) -> tuple[str, ...]:
         raise BadInput(f"The checkpoint {path.name} does not name its classes from 0 up, each with a name.")
     if len(names) != count:
         raise BadInput(f"The checkpoint {path.name} names {len(names)} classes; its network answers {count}.")
-    return tuple(names[index] for index in range(count))
+    try:
+        return require_class_names(tuple(names[index] for index in range(count)))
+    except ValueError as exc:
+        raise BadInput(f"The checkpoint {path.name} cannot be exported: {exc}.") from exc
 
 
 def _trained_size(network: Any, beside: dict[str, Any], stride: int, usual: int) -> SizeWh:

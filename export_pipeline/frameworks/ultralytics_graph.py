@@ -119,14 +119,16 @@ def _require_class_count(
 ) -> None:
     """Raises BadInput where the network does not answer as many classes, or anchors, as it says."""
     classes = len(facts.class_names)
+    fits_exactly = facts.task_type == "detection"
     if head == "classification":
         fits = shape[1:] == (classes,)
     elif "end_to_end" in head:
-        fits = shape[2] >= 6
+        fits = shape[2] == 6 if fits_exactly else shape[2] > 6
     else:
         strides = [int(stride) for stride in network.model[-1].stride]
         anchors = sum((size_wh[0] // stride) * (size_wh[1] // stride) for stride in strides)
-        fits = shape[1] >= 4 + classes and shape[2] == anchors
+        enough = shape[1] == 4 + classes if fits_exactly else shape[1] > 4 + classes
+        fits = enough and shape[2] == anchors
     if not fits:
         raise BadInput(
             f"The checkpoint names {classes} classes; its network's answer of shape {shape[1:]} is of others."

@@ -27,8 +27,8 @@ def files_of(metadata: dict[str, Any]) -> set[str]:
 
 
 def labels(metadata: dict[str, Any]) -> str:
-    """One class a line, in the order of their ids; what would end a line within a name becomes a space."""
-    return "".join(f"{' '.join(entry['name'].splitlines())}\n" for entry in metadata["classes"])
+    """One class a line, in the order of their ids; the schema lets no name end a line."""
+    return "".join(f"{entry['name']}\n" for entry in metadata["classes"])
 
 
 def checksums(sha256_by_path: Mapping[str, str]) -> str:

@@ -163,8 +163,9 @@ def _performance(measured: dict[str, Any] | None) -> str:
     latency = measured["latency_ms"]
     return f"""## Speed, as measured when it was made
 
-{latency["p50"]:.1f} ms (half of all calls) and {latency["p90"]:.1f} ms (nine of ten) for a batch of \
-{measured["batch_size"]}, {measured["throughput_ips"]:.1f} pictures a second, on {measured["hardware"]}.
+One picture takes {latency["p50"]:.1f} ms (half of all calls) and {latency["p90"]:.1f} ms (nine of ten); \
+batches of {measured["batch_size"]} give {measured["throughput_ips"]:.1f} pictures a second. On \
+{measured["hardware"]}.
 """
 
 

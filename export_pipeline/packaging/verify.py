@@ -99,15 +99,17 @@ def _check_sums(contents: Contents) -> None:
         return
     differing = sorted(set(stated.splitlines()) ^ set(found.splitlines()), key=lambda line: line[64:])
     name = differing[0][66:] if differing else "the order of its lines"
-    raise ValidationFailed(f"{CHECKSUMS} does not fit what the package holds: {name}.")
+    raise ValidationFailed(f"{CHECKSUMS} does not fit what the package holds: {name!r}.")
 
 
 def _check_files(contents: Contents, metadata: dict[str, Any]) -> None:
     expected = files_of(metadata)
     if missing := sorted(expected - set(contents)):
-        raise ValidationFailed(f"The package lacks {', '.join(missing)}.")
+        raise ValidationFailed(f"The package lacks {', '.join(map(repr, missing))}.")
     if strange := sorted(set(contents) - expected):
-        raise ValidationFailed(f"The package holds what belongs to no package: {', '.join(strange)}.")
+        raise ValidationFailed(
+            f"The package holds what belongs to no package: {', '.join(map(repr, strange))}."
+        )
 
 
 def _check_model(contents: Contents, metadata: dict[str, Any]) -> None:

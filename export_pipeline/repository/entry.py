@@ -76,7 +76,8 @@ def read_entry(path: Path) -> Entry:
 
 
 def _names_a_version(name: str) -> bool:
-    return name.isascii() and name.isdigit() and name[0] != "0"
+    """More digits than 18 do not fit into Triton's numbers."""
+    return name.isascii() and name.isdigit() and name[0] != "0" and len(name) <= 18
 
 
 def _tensors(metadata: dict[str, Any]) -> list[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export_pipeline import runtimes
+from export_pipeline.believing import require_true
 from export_pipeline.certificate.measurements import load_performance
 from export_pipeline.certificate.report import load_certificate, summary
 from export_pipeline.errors import ExportError, writing
@@ -31,7 +32,9 @@ def write_entry(
     """Write `<target_root>/<name>/…` as Triton wants it, and return it. `target_root` must be there.
 
     The parts are those of metadata.json; `validation` asks for the job's `validation.json`.
+    Raises ExportError where the isolated process has said what is not so.
     """
+    require_true(folder, record)
     model = folder.model()
     metadata = build_metadata(folder, record, performance=performance, validation=validation)
     config = config_of(record.request.name, record.version, model).to_pbtxt()

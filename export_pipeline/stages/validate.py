@@ -7,22 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export_pipeline.certificate.answers import predictions_of
-from export_pipeline.certificate.gateway_path import GatewayTrial, Question, gateway_trial
+from export_pipeline.certificate.gateway_path import GatewayTrial, ModelState, Question, gateway_trial
 from export_pipeline.certificate.judging import judge_job
 from export_pipeline.certificate.measurements import (
     Served,
     gateway_folder,
+    load_dataset,
     load_local,
     local_folder,
 )
 from export_pipeline.certificate.partners import Asked
-from export_pipeline.datasets import open_dataset
-from export_pipeline.errors import ValidationFailed
+from export_pipeline.errors import ExportError, ValidationFailed
 from export_pipeline.job import JobFolder, JobRecord
 from export_pipeline.predictions import Predictions, save_predictions
 from export_pipeline.progress import Say
 
 FIGURES_TOLD = 3
+UNKNOWN = ModelState(served=False, loadable=False, reason="It does not know the model.")
 
 
 def collect_pictures(folder: JobFolder, record: JobRecord, say: Say) -> None:
@@ -52,7 +53,10 @@ def measure(folder: JobFolder, record: JobRecord, say: Say) -> None:
 
 
 def serve(folder: JobFolder, record: JobRecord, say: Say) -> None:
-    """Leaves what the gateway answers in `measurements/gateway/`."""
+    """Leaves what the gateway answers in `measurements/gateway/`.
+
+    Raises BadInput where the data set has changed since it was measured on.
+    """
     from export_pipeline.stages.package import write_entry  # noqa: PLC0415  # imports Triton's protobuf
 
     with (
@@ -66,7 +70,7 @@ def serve(folder: JobFolder, record: JobRecord, say: Say) -> None:
 
 
 def judge(folder: JobFolder, record: JobRecord, say: Say) -> None:
-    """Leaves `validation.json`, also where it says no. Raises ValidationFailed then."""
+    """Leaves `validation.json`, also where it says no. Raises ValidationFailed then; BadInput as `serve`."""
     certificate = judge_job(folder, record)
     folder.write(folder.validation_file.name, certificate.to_json())
     if not certificate.passed:
@@ -77,26 +81,27 @@ def judge(folder: JobFolder, record: JobRecord, say: Say) -> None:
 
 
 def _ask_all(folder: JobFolder, record: JobRecord, trial: GatewayTrial, draft: Path, say: Say) -> None:
-    local, checkpoint, wanted = load_local(folder), folder.checkpoint(), record.request.validation_config
-    state = trial.models.get(record.request.name)
-    if state is None or not state.served:
-        reason = "It does not know the model." if state is None else str(state.reason)
-        _write_served(draft, reason=reason, versions=trial.versions)
+    local, checkpoint = load_local(folder), folder.checkpoint()
+    state = trial.models.get(record.request.name, UNKNOWN)
+    if not state.served:
+        _write_served(draft, reason=str(state.reason), loadable=state.loadable, versions=trial.versions)
         return
     if local.golden.asked is None:
         reason = f"What it answers to {checkpoint.task_type} is not compared yet."
         _write_served(draft, reason=reason, versions=trial.versions)
         return
+    golden = [(file.name, file) for file in sorted(folder.pictures.iterdir())]
+    if len(golden) != local.golden.count:
+        raise ExportError(
+            f"{folder.pictures} holds {len(golden)} pictures; {local.golden.count} were measured."
+        )
+    dataset = load_dataset(folder, record, local.dataset)
     refusals: dict[str, str] = {}
     asker = _Asker(trial, record.request.name, checkpoint.class_names, checkpoint.task_type == "detection")
-    golden = [(file.name, file) for file in sorted(folder.pictures.iterdir())]
     found = asker.ask(golden, local.golden.asked, refusals)
     save_predictions(draft / "golden.npz", found)
     say(f"The gateway answered {len(found)} golden pictures", 0.5)
-    if wanted.dataset is not None and local.dataset is not None:
-        dataset = open_dataset(
-            wanted.dataset, checkpoint.task_type, checkpoint.class_names, wanted.max_pictures
-        )
+    if dataset is not None and local.dataset is not None:
         labelled = [(picture.key, picture.file) for picture in dataset.pictures]
         save_predictions(draft / "dataset.npz", asker.ask(labelled, local.dataset.asked, refusals))
     _write_served(draft, refusals=refusals, versions=trial.versions)
@@ -127,12 +132,14 @@ def _write_served(
     draft: Path,
     *,
     reason: str | None = None,
+    loadable: bool = True,
     refusals: dict[str, str] | None = None,
     versions: dict[str, str] | None = None,
 ) -> None:
     """reason: why the gateway does not serve it; None where it does."""
     served = Served(
         served=reason is None,
+        loadable=loadable,
         reason=reason,
         transport="http" if reason is None else None,
         versions=versions or {},

@@ -12,7 +12,8 @@ from serving.domain.contract import ModelContract
 from serving.domain.metadata import TensorSpec
 from serving.errors import OperatorError
 
-_TRITON_TYPE = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
+_TRITON_TYPE = {"uint8": model_config_pb2.TYPE_UINT8, "float32": model_config_pb2.TYPE_FP32}
+"""Numbers: a configuration may hold some that have no name."""
 
 
 def read_max_batch_size(config: bytes, contract: ModelContract) -> int:
@@ -35,10 +36,7 @@ def read_max_batch_size(config: bytes, contract: ModelContract) -> int:
 
 
 def _require_same(what: str, configured: Sequence[Any], promised: TensorSpec, first_axis: int) -> None:
-    found = [
-        (entry.name, model_config_pb2.DataType.Name(entry.data_type), tuple(entry.dims))
-        for entry in configured
-    ]
+    found = [(entry.name, entry.data_type, tuple(entry.dims)) for entry in configured]
     wanted = [(promised.name, _TRITON_TYPE[promised.dtype], promised.shape[first_axis:])]
     if found != wanted:
         raise OperatorError(f"config.pbtxt: the {what} is not the one that metadata.json describes")

@@ -29,6 +29,7 @@ from serving.errors import (
     InternalError,
     OperatorError,
     Overloaded,
+    VersionGone,
     VisiongateError,
 )
 from serving.ports import Clock, InferenceOutput
@@ -51,7 +52,7 @@ _BY_CODE: dict[grpc.StatusCode, type[VisiongateError]] = {
     grpc.StatusCode.UNKNOWN: InternalError,
     grpc.StatusCode.INVALID_ARGUMENT: InternalError,  # we made the request, so it is no caller's fault
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-    grpc.StatusCode.NOT_FOUND: BackendUnavailable,  # "unknown model": not loaded yet, or no longer
+    grpc.StatusCode.NOT_FOUND: VersionGone,
     grpc.StatusCode.ALREADY_EXISTS: InternalError,
     grpc.StatusCode.PERMISSION_DENIED: InternalError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
@@ -69,8 +70,8 @@ _BY_TEXT: tuple[tuple[str, type[VisiongateError]], ...] = (
     # Triton answers UNAVAILABLE to all of these, and INVALID_ARGUMENT to a model on its way out.
     ("exceeds maximum queue size", Overloaded),
     ("request timeout expired", DeadlineExceeded),
-    ("not ready", BackendUnavailable),
-    ("unknown model", BackendUnavailable),
+    ("not ready", VersionGone),
+    ("unknown model", VersionGone),  # or version of one: not loaded yet, or no longer
     ("is not healthy", BackendUnavailable),  # a Python-based backend lost its process; it is started again
     # Written by gRPC itself: a batch that no retry will make smaller.
     ("message larger than max", InternalError),
@@ -148,26 +149,20 @@ class TritonBackend:
         return _output(contract, response)
 
     async def is_ready(self, contract: ModelContract) -> bool:
-        request = service_pb2.ModelReadyRequest(name=contract.name, version=contract.model_info.version)
         try:
-            response = await self._model_ready(request, timeout=_READY_TIMEOUT_SECONDS)
+            return await self._says_it_is_ready(contract)
         except (grpc.aio.AioRpcError, grpc.aio.UsageError):
             return False
-        return bool(response.ready)
 
     async def load(self, contract: ModelContract) -> None:
-        request = service_pb2.RepositoryModelLoadRequest(model_name=contract.name)
         with _translated(contract.name):
-            try:
-                await self._load(request, timeout=_LOAD_TIMEOUT_SECONDS)
-            except grpc.aio.AioRpcError as exc:
-                text = exc.details() or ""
-                if _says_it_does_not_load(text):
-                    raise OperatorError(f"Triton: {text[:_LOGGED_CHARACTERS]}") from exc
-                if not _says_others_load(text):
-                    raise
-        if not await self.is_ready(contract):
+            was_told = await self._was_told_to_load(contract.name)
+            if await self._says_it_is_ready(contract):
+                return
+        if not was_told:
             raise BackendUnavailable
+        version = contract.model_info.version
+        raise OperatorError(f"Triton loaded it, but not version {version}: see version_policy")
 
     async def unload(self, name: str) -> None:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
@@ -180,6 +175,25 @@ class TritonBackend:
         if self._region is not None:
             await self._region.close()
         await self._channel.close()
+
+    async def _was_told_to_load(self, name: str) -> bool:
+        """False where the server loads models by itself, and may not be told to."""
+        try:
+            await self._load(
+                service_pb2.RepositoryModelLoadRequest(model_name=name), timeout=_LOAD_TIMEOUT_SECONDS
+            )
+        except grpc.aio.AioRpcError as exc:
+            text = exc.details() or ""
+            if _says_it_does_not_load(text):
+                raise OperatorError(f"Triton: {text[:_LOGGED_CHARACTERS]}") from exc
+            if not _says_others_load(text):
+                raise
+            return False
+        return True
+
+    async def _says_it_is_ready(self, contract: ModelContract) -> bool:
+        request = service_pb2.ModelReadyRequest(name=contract.name, version=contract.model_info.version)
+        return bool((await self._model_ready(request, timeout=_READY_TIMEOUT_SECONDS)).ready)
 
     async def _answer(
         self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], deadline: float

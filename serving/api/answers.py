@@ -63,7 +63,7 @@ def _defaults(contract: ModelContract) -> dict[str, float | int]:
         "confidence_threshold": options.confidence_threshold,
         "max_detections": options.max_detections,
     }
-    if contract.task == "detection":
+    if contract.takes_iou_threshold:
         defaults["iou_threshold"] = options.iou_threshold
     return defaults
 

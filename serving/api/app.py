@@ -31,19 +31,23 @@ def build_app(
     in_background: Callable[[], Coroutine[None, None, None]],
     on_shutdown: Callable[[], Awaitable[None]],
 ) -> FastAPI:
-    """`on_startup` precedes the first request, `on_shutdown` follows the last one.
+    """`on_startup` precedes the first request, `on_shutdown` follows the last one, or a start that failed.
 
     `in_background` runs beside them until it is cancelled.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await on_startup()
-        background = asyncio.create_task(in_background())
-        yield
-        background.cancel()
-        await asyncio.wait([background])
-        await on_shutdown()
+        try:
+            await on_startup()
+            background = asyncio.create_task(in_background())
+            try:
+                yield
+            finally:
+                background.cancel()
+                await asyncio.wait([background])
+        finally:
+            await on_shutdown()
 
     app = FastAPI(
         title="visiongate",

@@ -39,6 +39,18 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+_ANSWERED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "What the model says of each picture: boxes of a detector, classes of a classifier",
+        "headers": {
+            "X-Model-Contract": {
+                "description": "SHA-256 of the metadata.json that the answer was made with",
+                "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+            }
+        },
+    }
+}
+
 
 @dataclass(frozen=True, slots=True)
 class DataPlane:
@@ -68,7 +80,7 @@ def data_plane_router(plane: DataPlane) -> APIRouter:
     router = APIRouter(route_class=_DirectRoute)
     infer_docs: dict[str, Any] = {
         "response_model": schemas.InferenceResult | schemas.InferenceResults,
-        "responses": _ERRORS,
+        "responses": _ANSWERED | _ERRORS,
         "openapi_extra": {
             "requestBody": schemas.INFERENCE_REQUEST_BODY,
             "parameters": schemas.INFERENCE_QUERY_PARAMETERS,
@@ -77,17 +89,17 @@ def data_plane_router(plane: DataPlane) -> APIRouter:
         "tags": ["inference"],
     }
 
-    @router.post("/v1/infer", summary="Detect objects in one or more pictures", **infer_docs)
+    @router.post("/v1/infer", summary="Detect objects in pictures, or classify them", **infer_docs)
     async def infer(request: Request) -> Response:
         return await _infer(plane, request, deployment_id=None)
 
-    @router.post("/v1/infer/{deployment_id}", summary="The same, on the endpoint in the path", **infer_docs)
+    @router.post("/v1/infer/{deployment_id}", summary="The same, by the model in the path", **infer_docs)
     async def infer_on(request: Request, deployment_id: str) -> Response:
         return await _infer(plane, request, deployment_id=deployment_id)
 
     @router.get(
         "/v1/models",
-        summary="Models that this key may use",
+        summary="Models that this key may use: what each takes, and its classes and defaults",
         response_model=schemas.ModelList,
         responses={401: _ERRORS[401]},
         openapi_extra={"security": [{"bearer": []}]},

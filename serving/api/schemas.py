@@ -24,7 +24,7 @@ class InferenceOptions(BaseModel):
         default=None, description="Keep what has more confidence; of a classifier, 0 keeps every class."
     )
     iou_threshold: Unit | None = Field(
-        default=None, description="NMS drops boxes that overlap more. Not for classifiers."
+        default=None, description="NMS drops boxes that overlap more. Not for models without NMS."
     )
     max_detections: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         default=None, description="In one picture; of a classifier, how many of its most confident classes."

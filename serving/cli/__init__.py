@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 
 import typer
-from rich.markup import escape
 
 from serving.cli import infer, keys, models, try_models, up
-from serving.cli.console import errors
+from serving.cli.console import errors, shown
 from serving.errors import VisiongateError
 
 app = typer.Typer(
@@ -28,5 +27,6 @@ def main() -> None:
     try:
         app()
     except VisiongateError as error:
-        errors.print(f"[bold red]error:[/] {escape(error.detail)}", highlight=False)
+        detail = "\n".join(shown(line) for line in error.detail.splitlines())
+        errors.print(f"[bold red]error:[/] {detail}", highlight=False)
         sys.exit(2)

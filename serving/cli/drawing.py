@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from rich.table import Table
 
+from serving.cli.console import shown
+
 _PALETTE_BGR = ((66, 84, 240), (240, 160, 40), (70, 190, 60), (40, 190, 250), (200, 80, 200), (200, 200, 60))
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -54,7 +56,7 @@ def _color(prediction: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def predictions_table(predictions: list[dict[str, Any]], *, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=shown(title), title_justify="left")
     table.add_column("class", style="bold")
     table.add_column("confidence", justify="right")
     if any("bbox" in prediction for prediction in predictions):
@@ -62,5 +64,5 @@ def predictions_table(predictions: list[dict[str, Any]], *, title: str) -> Table
             table.add_column(side, justify="right")
     for prediction in predictions:
         sides = [f"{side:.1f}" for side in prediction.get("bbox", ())]
-        table.add_row(prediction["class"], f"{prediction['confidence']:.3f}", *sides)
+        table.add_row(shown(prediction["class"]), f"{prediction['confidence']:.3f}", *sides)
     return table

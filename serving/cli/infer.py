@@ -19,10 +19,12 @@ def infer(
     picture: Annotated[Path, typer.Argument(help="A JPEG, PNG, WebP or BMP file.")],
     model: Annotated[str | None, typer.Option(help="Deployment id or name.")] = None,
     confidence: Annotated[float | None, typer.Option(help="Confidence threshold, 0 to 1.")] = None,
-    draw: Annotated[Path | None, typer.Option(help="Write the picture with its boxes here.")] = None,
+    draw: Annotated[
+        Path | None, typer.Option(help="Write the picture with its boxes or classes drawn on it here.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as it came.")] = False,
 ) -> None:
-    """Send a picture to the running gateway and show its boxes."""
+    """Send a picture to the running gateway and show the boxes, or the classes, that it finds."""
     stack = RunningStack.find(load_settings().run_directory)
     answer = GatewayClient(stack.url, stack.api_key).infer(
         picture, model=model, confidence_threshold=confidence

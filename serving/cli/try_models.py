@@ -59,6 +59,8 @@ def try_models(
     ],
 ) -> None:
     """Serve a repository privately; read requests as JSON lines, write answers as JSON lines."""
+    if sys.stdin is None or sys.stdout is None:  # what is opened next would get their numbers
+        raise OperatorError("Requests come through stdin, answers go through stdout: leave both open.")
     for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     try:
@@ -78,7 +80,10 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def _introduction(trial: Trial) -> Answer:
     served: dict[str, Answer] = {name: {"served": True} for name in trial.served}
-    refused = {name: {"served": False, "reason": why} for name, why in trial.refused.items()}
+    refused = {
+        name: {"served": False, "loadable": name not in trial.not_loaded, "reason": why}
+        for name, why in trial.refused.items()
+    }
     return {
         "ready": True,
         "models": served | refused,
@@ -89,14 +94,13 @@ def _introduction(trial: Trial) -> Answer:
 def _answers(trial: Trial) -> Iterator[Answer]:
     """In the order of the questions, each as soon as it and all before it are there.
 
-    Raises OperatorError for a line that is not a question, after what was asked before it is answered.
+    Raises OperatorError where they cannot be read or one is none, after those before it are answered. Who
+    leaves early does not wait for the rest.
     """
     begun: Queue[Future[Answer] | OperatorError | None] = Queue(maxsize=AT_A_TIME)
     headers = {"Authorization": f"Bearer {trial.api_key}"}
-    with (
-        httpx.Client(base_url=trial.url, headers=headers, timeout=TIMEOUT, trust_env=False) as client,
-        ThreadPoolExecutor(AT_A_TIME) as threads,
-    ):
+    threads = ThreadPoolExecutor(AT_A_TIME)
+    with httpx.Client(base_url=trial.url, headers=headers, timeout=TIMEOUT, trust_env=False) as client:
 
         def read_questions() -> None:
             try:
@@ -105,13 +109,18 @@ def _answers(trial: Trial) -> Iterator[Answer]:
                 begun.put(None)
             except OperatorError as error:
                 begun.put(error)
+            except Exception as error:
+                begun.put(OperatorError(f"The questions cannot be read: {error}"))
 
         # A daemon: who is interrupted does not wait for a line that never comes.
         threading.Thread(target=read_questions, name="questions", daemon=True).start()
-        while (answer := begun.get()) is not None:
-            if isinstance(answer, OperatorError):
-                raise answer
-            yield answer.result()
+        try:
+            while (answer := begun.get()) is not None:
+                if isinstance(answer, OperatorError):
+                    raise answer
+                yield answer.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _lines(file: int) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from serving.cli.client import GatewayClient
-from serving.cli.console import errors, out
+from serving.cli.console import errors, out, shown
 from serving.cli.drawing import draw_predictions, predictions_table
 from serving.cli.running_stack import RunningStack, the_only_stack_in
 from serving.logs import log_to
@@ -70,6 +70,8 @@ def _start(stack: LocalStack) -> None:
 
 def _introduce(stack: LocalStack, settings: Settings, began: float) -> None:
     """Prove it with a picture, then tell people and programs where everything is."""
+    for name, why in stack.not_loaded.items():
+        out.print(f"[bold]{shown(name)}[/] is not served: {shown(why)}")
     api_key = stack.issue_key()
     annotated = _first_prediction(stack, settings, api_key, began)
     running = RunningStack(
@@ -102,5 +104,5 @@ def _first_prediction(stack: LocalStack, settings: Settings, api_key: str, began
     seconds = time.monotonic() - began
     title = f"{model}, {answer['latency_ms']:.1f} ms; first prediction {seconds:.1f} s after the start"
     out.print(predictions_table(answer["predictions"], title=title))
-    out.print(f"The picture with its boxes: {annotated}")
+    out.print(f"The picture with its predictions: {annotated}")
     return annotated

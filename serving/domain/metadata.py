@@ -10,7 +10,9 @@ Not looked at, because with `embedded` preprocessing they happen inside the mode
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -27,26 +29,53 @@ from serving.domain.options import PredictionOptions
 TaskType = Literal["detection", "classification"]
 Head = Literal["yolo_raw", "yolo_end_to_end", "classification"]
 
-Side = Annotated[int, Field(ge=1, le=16_384)]
-Threshold = Annotated[float, Field(ge=0, le=1)]
-MostPredictions = Annotated[int, Field(ge=1, le=1000)]
+QUOTED_CHARACTERS = 40
+"""Of a value that is not one of ours: what we say of it reaches clients, logs and terminals."""
+
+# Strict: text that spells a number, and a boolean, are no numbers.
+Whole = Annotated[int, Field(strict=True)]
+Side = Annotated[Whole, Field(ge=1, le=16_384)]
+Threshold = Annotated[float, Field(strict=True, ge=0, le=1)]
+MostPredictions = Annotated[Whole, Field(ge=1, le=1000)]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 VersionNumber = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*$")]
 
 
+def quoted(value: object) -> str:
+    """Printable, and cut where it is long."""
+    return f"{value!r:.{QUOTED_CHARACTERS}}"
+
+
 def _readable_version(version: str) -> str:
     if not re.fullmatch(r"1\.[0-9]+", version):
-        raise ValueError(f"this gateway reads version 1 of metadata.json, not {version[:20]!r}")
+        raise ValueError(f"this gateway reads version 1 of metadata.json, not {quoted(version)}")
     return version
 
 
 def _served_task(task: object) -> object:
     if isinstance(task, str) and task not in get_args(TaskType):
         raise ValueError(
-            f"this gateway serves {' and '.join(get_args(TaskType))}; the model is for {task[:50]}"
+            f"this gateway serves {' and '.join(get_args(TaskType))}; the model is for {quoted(task)}"
         )
     return task
+
+
+def _as_json(measured: dict[str, Any] | None) -> dict[str, Any] | None:
+    for number in _numbers_in(measured):
+        # JSON has no infinity, and most of its readers, our writer among them, no longer integers.
+        writable = -(2**63) <= number < 2**64 if isinstance(number, int) else math.isfinite(number)
+        if not writable:
+            raise ValueError("holds a number that cannot be passed on")
+    return measured
+
+
+def _numbers_in(value: object) -> Iterator[int | float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers_in(part)
 
 
 SchemaVersion = Annotated[str, AfterValidator(_readable_version)]
@@ -60,11 +89,11 @@ class Part(BaseModel):
 class ModelFile(Part):
     name: FileName
     sha256: Sha256
-    size_bytes: Annotated[int, Field(ge=1)]
+    size_bytes: Annotated[Whole, Field(ge=1)]
 
 
 class ModelInfo(Part):
-    """model_file: absent from what was written before version 1.1."""
+    """model_file: absent from what was written before version 1.1, and from nothing later."""
 
     task_type: Annotated[TaskType, BeforeValidator(_served_task)]
     framework: str
@@ -77,8 +106,8 @@ class ModelInfo(Part):
 class Resize(Part):
     method: Literal["letterbox", "center_crop"]
     size: tuple[Side, Side]
-    fill_value: Annotated[int, Field(ge=0, le=255)]
-    stride: Annotated[int, Field(ge=1)] = 1
+    fill_value: Annotated[Whole, Field(ge=0, le=255)]
+    stride: Annotated[Whole, Field(ge=1)] = 1
     interpolation: Literal["bilinear"] = "bilinear"
     antialias: bool = False
 
@@ -147,15 +176,15 @@ class Postprocessing(Part):
 
 class TensorSpec(Part):
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Whole, ...]
     dtype: str
     layout: str | None = None
 
 
 class LabelledClass(Part):
-    id: int
+    id: Whole
     name: str
 
 
-Measured = dict[str, Any] | None
+Measured = Annotated[dict[str, Any] | None, AfterValidator(_as_json)]
 """What the export found out, shown to people as it is."""

@@ -10,7 +10,7 @@ class PredictionOptions:
     """Thresholds as they are executed: `confidence > confidence_threshold` stays, `IoU > iou_threshold` goes.
 
     max_detections: of one picture; of a classifier, how many of its most confident classes.
-    class_ids: ids to keep; None keeps all. iou_threshold, class_agnostic: a classifier has no use for them.
+    class_ids: ids to keep; None keeps all. iou_threshold, class_agnostic: of use only where boxes compete.
     """
 
     confidence_threshold: float

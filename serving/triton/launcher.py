@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -59,6 +59,15 @@ class TritonPorts:
                 raise OperatorError(
                     f"Port {port}, for Triton's {field.name}, cannot be used: {exc.strerror}."
                 ) from exc
+
+
+class ModelsNotLoaded(OperatorError):
+    """The others are served nevertheless. reasons: Triton's own, by model."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        self.reasons = reasons
+        described = (f"{name!r}: {why}" for name, why in reasons.items())
+        super().__init__("Triton did not load the model " + "\nand ".join(described))
 
 
 class TritonServer:
@@ -128,8 +137,8 @@ class TritonServer:
     def wait_ready(self, timeout_seconds: float) -> None:
         """Return when every model can be asked.
 
-        Raises OperatorError, with Triton's own reason, for models that do not load (the others are served
-        nevertheless), for a server that ends before it is up, and when the time is over.
+        Raises ModelsNotLoaded when some never will; OperatorError, with what Triton says, for a server that
+        ends before it is up, and when the time is over.
         """
         deadline = time.monotonic() + timeout_seconds
         restarts_before = self.restarts
@@ -211,11 +220,15 @@ class TritonServer:
     def _all_loaded(self, index: list[dict[str, Any]]) -> bool:
         """Triton answers only once it has tried every model, so one that is not ready will not become so."""
         versions = [entry for entry in index if entry["name"] in self._models and "state" in entry]
-        failed = [entry for entry in versions if entry["state"] == "UNAVAILABLE"]
-        if failed:
-            reasons = (f"{entry['name']!r}: {entry.get('reason', 'no reason given')}" for entry in failed)
-            raise OperatorError("Triton did not load the model " + "\nand ".join(reasons))
-        return {entry["name"] for entry in versions if entry["state"] == "READY"} == set(self._models)
+        failed = {
+            entry["name"]: entry.get("reason", "no reason given")
+            for entry in versions
+            if entry["state"] == "UNAVAILABLE"
+        }
+        ready = {entry["name"] for entry in versions if entry["state"] == "READY"}
+        if failed and ready | failed.keys() == set(self._models):
+            raise ModelsNotLoaded(failed)
+        return ready == set(self._models)
 
     def _complaints(self) -> str:
         lines = self._process.last_lines().splitlines() if self._process is not None else []

@@ -28,8 +28,9 @@ def classify(
 
 
 def _of_one_picture(scores: NDArray[np.float32], options: PredictionOptions) -> Classification:
-    threshold = np.float32(options.confidence_threshold)
-    stays = np.isfinite(scores) & (scores > threshold if threshold > 0 else scores >= 0)
+    threshold = options.confidence_threshold
+    # Asked of the threshold as it came: in float32 the smallest would be 0, which lets all through.
+    stays = np.isfinite(scores) & (scores > np.float32(threshold) if threshold > 0 else scores >= 0)
     if options.class_ids is not None:
         asked = np.zeros(len(scores), np.bool_)
         asked[sorted(options.class_ids)] = True

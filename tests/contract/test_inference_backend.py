@@ -19,13 +19,14 @@ from serving.adapters.memory.clock import ManualClock
 from serving.adapters.shared_memory import SharedSlots
 from serving.adapters.triton import TritonBackend
 from serving.domain.contract import ModelContract
-from serving.errors import BackendUnavailable, DeadlineExceeded, OperatorError
+from serving.errors import BackendUnavailable, DeadlineExceeded, OperatorError, VersionGone
 from serving.ports import InferenceBackend, InferenceOutput
 from serving.triton.launcher import TritonServer
 from tests.support import onnx_models
 
 CONTRACT = onnx_models.probe_contract()
 UNKNOWN = onnx_models.probe_contract("unknown")
+SECOND = CONTRACT.model_copy(update={"model_info": CONTRACT.model_info.model_copy(update={"version": "2"})})
 BRIGHT = 255  # a batch that begins with it takes about a second; see `onnx_models.MEAN_OF_EACH`
 
 
@@ -55,7 +56,8 @@ async def backend(request: pytest.FixtureRequest, clock: ManualClock) -> AsyncIt
     made: InferenceBackend
     if request.param == "memory":
         made = InMemoryBackend(mean_of_each, clock)
-        made.unavailable.add(UNKNOWN.name)
+        made.broken[UNKNOWN.name] = "it is not there"
+        await made.load(CONTRACT)
     else:
         server: TritonServer = request.getfixturevalue("tiny_triton")
         slots = SharedSlots(slots=3, slot_bytes=4 * 4 * 4 * 3) if "shared" in request.param else None
@@ -160,11 +162,12 @@ async def test_a_deadline_ends_a_slow_call(
         await infer(backend, CONTRACT, pictures(BRIGHT), deadline=within(0.1))
 
 
-async def test_a_model_that_is_not_there_is_unavailable(
-    backend: InferenceBackend, within: Callable[[float], float]
+@pytest.mark.parametrize("contract", [UNKNOWN, SECOND])
+async def test_what_the_server_has_not_loaded_is_gone(
+    backend: InferenceBackend, within: Callable[[float], float], contract: ModelContract
 ) -> None:
-    with pytest.raises(BackendUnavailable) as caught:
-        await infer(backend, UNKNOWN, pictures(0), deadline=within(30))
+    with pytest.raises(VersionGone) as caught:
+        await infer(backend, contract, pictures(0), deadline=within(30))
 
     assert str(caught.value) == "No inference server is ready for this model."
 
@@ -175,12 +178,11 @@ async def test_readiness_is_told_of_each_model(backend: InferenceBackend) -> Non
 
 
 async def test_readiness_is_told_of_each_version(backend: InferenceBackend) -> None:
-    await backend.load(CONTRACT)
-
     assert await backend.is_ready(CONTRACT)
+    assert not await backend.is_ready(SECOND)
 
 
-async def test_loading_what_is_loaded_changes_nothing(
+async def test_loading_what_is_loaded_disturbs_no_request(
     backend: InferenceBackend, within: Callable[[float], float]
 ) -> None:
     running = asyncio.create_task(infer(backend, CONTRACT, pictures(BRIGHT // 2), deadline=within(30)))
@@ -220,8 +222,9 @@ async def test_once_closed_it_serves_nobody(
     await backend.close()
 
     assert not await backend.is_ready(CONTRACT)
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(BackendUnavailable) as caught:
         await infer(backend, CONTRACT, pictures(0), deadline=within(30))
+    assert not isinstance(caught.value, VersionGone)
 
 
 def test_the_model_in_memory_answers_as_the_one_in_onnx_does() -> None:

@@ -43,7 +43,7 @@ def test_the_sample_is_what_its_model_is() -> None:
     assert taken.type == "tensor(uint8)"
 
 
-NOT_SERVED = "this gateway serves detection and classification; the model is for {}"
+NOT_SERVED = "this gateway serves detection and classification; the model is for '{}'"
 BOX_HEADS = ("yolo_raw", "yolo_end_to_end")
 VERDICTS: dict[str, dict[Any, Verdict]] = {
     "schema_version": {"1.1": SHAPES},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import threading
@@ -25,7 +26,8 @@ from export_pipeline.progress import Event
 from export_pipeline.repository.swap import exchange
 from tests.support.exports import exporting, golden_handful, run_arguments
 from tests.support.problems import assert_problem
-from tests.support.stack import ROOT, Stack, running_stack
+from tests.support.repositories import copy_entry
+from tests.support.stack import ROOT, Stack, output_of, running_stack
 from tests.support.waiting import eventually
 
 SAMPLE = (ROOT / "model_repo" / "shapes" / "sample.jpg").read_bytes()
@@ -72,6 +74,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("live")
     repository = folder / "model_repo"
     shutil.copytree(ROOT / "model_repo", repository)
+    copy_entry(repository / "shapes", repository / "broken", model=b"no model")
     tiers = folder / "tiers.yaml"
     tiers.write_text(UNLIMITED_TIER)
     with running_stack(folder / ".run", MODEL_REPOSITORY=str(repository), TIERS_FILE=str(tiers)) as stack:
@@ -129,6 +132,14 @@ def test_a_new_model_is_served_within_five_seconds(live: Live) -> None:
     assert "fresh" in listed
 
 
+def test_a_model_that_triton_cannot_load_does_not_keep_the_others_from_starting(live: Live) -> None:
+    assert re.search(r"broken is not served: .*model\.onnx", output_of(live.stack.run_directory))
+    assert_problem(live.ask("broken"), 503, "backend_unavailable")
+    listed = live.stack.command("models").stdout
+    assert "broken is not served: not loaded (see the gateway's log)" in listed
+    assert "shapes is not served" not in listed
+
+
 def test_a_new_version_takes_over_without_a_failed_request(live: Live) -> None:
     def second(draft: Path, metadata: dict[str, Any], config: Any) -> None:
         (draft / "1").rename(draft / "2")
@@ -148,6 +159,29 @@ def test_a_new_version_takes_over_without_a_failed_request(live: Live) -> None:
     for client in seen.answers:
         assert seen.contracts(client) in ([before, after], [before])
     assert any(seen.contracts(client) == [before, after] for client in seen.answers)
+
+
+def test_versions_that_do_not_stay_side_by_side_fail_no_request_either(live: Live) -> None:
+    """With other tensors than the one before, a version is the only one that Triton keeps loaded."""
+
+    def publish(number: int) -> None:
+        def only(draft: Path, metadata: dict[str, Any], config: Any) -> None:
+            (draft / metadata["model_info"]["version"]).rename(draft / str(number))
+            metadata["model_info"]["version"] = str(number)
+            config.version_policy.specific.versions[:] = [number]
+
+        draft = live.draft("shapes", only)
+        exchange(draft, live.repository / "shapes")
+        shutil.rmtree(draft)
+
+    with traffic(live, clients=6) as seen:
+        publish(3)
+        assert eventually(lambda: live.ask("shapes").json().get("model_version") == "3")
+        publish(4)
+        publish(5)
+        assert eventually(lambda: live.ask("shapes").json().get("model_version") == "5")
+
+    assert seen.statuses == {200}
 
 
 def test_half_a_model_is_not_served_until_it_is_whole(live: Live) -> None:

@@ -10,16 +10,21 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
 
+from export_pipeline.certificate.gateway_path import STOP_SECONDS
+from serving.cli.try_models import AT_A_TIME
+from tests.support.repositories import copy_entry
 from tests.support.stack import COMMAND, ROOT
 from tests.support.waiting import eventually
 
 PICTURES = ROOT / "tests" / "golden" / "pictures"
 SAMPLE = ROOT / "model_repo" / "shapes" / "sample.jpg"
+SETTINGS_OF_ANOTHER = {"VISIONGATE_PORT": "none", "VISIONGATE_MAX_PICTURE_PIXELS": "1"}
+"""They are of a gateway that may run here as well; this one looks at none of them."""
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -29,14 +34,16 @@ def question(number: int, picture: Path = SAMPLE, **changed: Any) -> str:
 
 
 @contextmanager
-def trying(repository: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def trying(
+    repository: Path, folder: Path, stdin: int | IO[Any] = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
     """In a session of its own, with `folder` for whatever it keeps while it runs."""
     with subprocess.Popen(
         [COMMAND, "try", repository],
-        stdin=subprocess.PIPE,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(folder)},
+        env={**os.environ, **SETTINGS_OF_ANOTHER, "TMPDIR": str(folder)},
         text=True,
         start_new_session=True,
     ) as process:
@@ -54,6 +61,11 @@ def line(process: subprocess.Popen[str]) -> Any:
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
+
+
+def established(process: subprocess.Popen[str]) -> int:
+    connections = psutil.Process(process.pid).net_connections("inet")
+    return sum(connection.status == psutil.CONN_ESTABLISHED for connection in connections)
 
 
 def left_in(folder: Path) -> list[Path]:
@@ -108,6 +120,27 @@ def test_it_answers_line_by_line_what_the_gateway_answers(tmp_path: Path) -> Non
     assert not [child for child in running if child.is_running()]
 
 
+def test_a_model_that_triton_cannot_load_does_not_cost_the_others(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(ROOT / "model_repo", repository)
+    copy_entry(repository / "shapes", repository / "broken", model=b"no model")
+    copy_entry(repository / "shapes", repository / "halved")
+    (repository / "halved" / "1" / "model.onnx").write_bytes(b"half")
+
+    with trying(repository, tmp_path) as process:
+        out, _ = process.communicate(question(1) + question(2, model="broken"), timeout=90)
+
+    assert process.returncode == 0
+    introduction, shapes, broken = (json.loads(each) for each in out.splitlines())
+    assert introduction["models"]["shapes"] == {"served": True}
+    assert introduction["models"]["broken"]["served"] is False
+    assert introduction["models"]["broken"]["loadable"] is False
+    assert "model.onnx" in introduction["models"]["broken"]["reason"]
+    assert introduction["models"]["halved"]["served"] is False
+    assert introduction["models"]["halved"]["loadable"] is True
+    assert (shapes["status"], broken["status"]) == (200, 503)
+
+
 def test_a_line_that_is_no_question_ends_it(tmp_path: Path) -> None:
     with trying(ROOT / "model_repo", tmp_path) as process:
         out, err = process.communicate(question(1) + '{"id": 2}\n' + question(3), timeout=90)
@@ -116,6 +149,60 @@ def test_a_line_that_is_no_question_ends_it(tmp_path: Path) -> None:
     assert "This line is no question" in err
     assert "Traceback" not in err
     assert [json.loads(each).get("id") for each in out.splitlines()] == [None, "1"]
+
+
+def test_questions_that_cannot_be_read_end_it(tmp_path: Path) -> None:
+    with (
+        (tmp_path / "only to be written").open("w") as file,
+        trying(ROOT / "model_repo", tmp_path, stdin=file) as process,
+    ):
+        _, err = process.communicate(timeout=90)
+
+    assert process.returncode == 2
+    assert "The questions cannot be read: " in err
+    assert "Traceback" not in err
+
+
+def test_triton_is_the_one_that_the_environment_names(tmp_path: Path) -> None:
+    absent = tmp_path / "tritonserver"
+    ended = subprocess.run(
+        [COMMAND, "try", ROOT / "model_repo"],
+        env={**os.environ, "VISIONGATE_TRITON_EXECUTABLE": str(absent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert ended.returncode == 2
+    assert str(absent) in ended.stderr.replace("\n", "")
+
+
+def test_without_a_standard_input_it_does_not_begin() -> None:
+    command = f"exec {COMMAND} try {ROOT / 'model_repo'} <&-"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+
+    assert ended.returncode == 2
+    assert "stdin" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_it_ends_in_time_while_triton_does_not_answer(tmp_path: Path) -> None:
+    with trying(ROOT / "model_repo", tmp_path) as process:
+        assert process.stdin is not None
+        assert line(process)["ready"]
+        running = family(process)
+        (triton,) = [child for child in running if child.name() == "tritonserver"]
+        before = established(process)
+        triton.suspend()
+        process.stdin.writelines(question(number) for number in range(20))
+        process.stdin.flush()
+        assert eventually(lambda: established(process) == before + 2 * AT_A_TIME)  # it is at both their ends
+        process.send_signal(signal.SIGTERM)
+        process.wait(STOP_SECONDS)  # after which the exporter would kill it
+
+    assert process.returncode == 130
+    assert not [child for child in running if child.is_running()]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -107,6 +107,7 @@ def make_job(
     record = JobRecord(job_id=f"job-of-{checkpoint}", version=version, request=request)
     folder.create(record)
     graph = make_graph(kind, checkpoint).SerializeToString()
+    folder.write("checkpoint/best.pt", checkpoint.encode())
     folder.write("model/model.onnx", graph)
     folder.write("model/model.json", model_facts(kind, graph, record).to_json())
     folder.write("checkpoint.json", checkpoint_facts(kind, checkpoint).to_json())
@@ -190,6 +191,7 @@ def model_facts(kind: Kind, graph: bytes, record: JobRecord) -> ModelFacts:
                 dtype="float16" if kind.half else "float32",
                 layout=layout,
                 description="What it found.",
+                parts={"mask_coefficients": (8, 40)} if layout == "NCA" and rows.shape[0] == 40 else {},
             )
             for (name, rows), layout in zip(kind.rows.items(), kind.layouts, strict=True)
         ),

@@ -6,10 +6,12 @@ They stand where the real ones stand, so that the order, the places and the reco
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from export_pipeline.pipeline import Step, run_here, steps_of
 from export_pipeline.progress import Event, Progress, Say
 from export_pipeline.request import ExportRequest, read_request
 
-METADATA = {
+METADATA: dict[str, Any] = {
     "schema_version": "1.1",
     "model_info": {
         "model_name": "cats",
@@ -79,6 +81,7 @@ class FakeStages:
             content = f"{step.name} {self.salt.get(step.name, '')}".encode()
             if step.name == "checkpoint.fetch" and Path(record.request.checkpoint).exists():
                 content = Path(record.request.checkpoint).read_bytes()
+            pictures = record.request.validation_config.pictures
             for result in step.results:
                 if "." in result:
                     self.inside(step.name)
@@ -87,7 +90,10 @@ class FakeStages:
                 with folder.drafting(folder.path / result) as draft:
                     (draft / "first").write_bytes(content)
                     self.inside(step.name)
-                    if step.name != "checkpoint.fetch":
+                    if step.name == "validate.pictures" and pictures is not None:
+                        shutil.copytree(pictures, draft, dirs_exist_ok=True)
+                        (draft / "first").unlink()
+                    elif step.name != "checkpoint.fetch":
                         (draft / "second").write_bytes(content)
                     if step.name == "package.package":
                         (draft / "metadata.json").write_text(json.dumps(METADATA))
@@ -103,12 +109,19 @@ class _FakeModule(ModuleType):
 class HereExecutor:
     """Runs isolated steps in this process. groups: which it was asked for together."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, unconfined: bool = False) -> None:
+        self.unconfined = unconfined
         self.groups: list[list[str]] = []
 
     def run(self, folder: JobFolder, record: JobRecord, steps: Sequence[str], progress: Progress) -> None:
         self.groups.append(list(steps))
-        run_here(folder, record, [step for step in steps_of(record) if step.name in steps], progress)
+        run_here(
+            folder,
+            record,
+            [step for step in steps_of(record) if step.name in steps],
+            progress,
+            unconfined=self.unconfined,
+        )
 
 
 class Events:

@@ -349,6 +349,21 @@ def leave_a_link(folder: JobFolder) -> str:
     return "done"
 
 
+def leave_deep_folders(folder: JobFolder) -> None:
+    """Deeper than Python recurses, and shut at the end, among its results and elsewhere."""
+    for result in (folder.path / "model", folder.path / ".private" / "deep"):
+        result.mkdir()
+        place = os.open(result, os.O_RDONLY)
+        for _ in range(1500):
+            os.mkdir("inner", dir_fd=place)
+            deeper = os.open("inner", os.O_RDONLY, dir_fd=place)
+            os.close(place)
+            place = deeper
+        os.mkdir("shut", 0o000, dir_fd=place)
+        os.close(place)
+    say(folder, '{"step": "export.graph", "kind": "done"}')
+
+
 DEEDS: dict[str, Callable[..., Any]] = {
     each.__name__: each
     for each in (
@@ -371,5 +386,6 @@ DEEDS: dict[str, Callable[..., Any]] = {
         interrupt_itself,
         change_the_result_before,
         leave_a_link,
+        leave_deep_folders,
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def served(repository: Path, name: str = "m") -> tuple[int, tuple[int, ...]]:
     assert metadata["model_info"]["version"] == str(default)
     assert tuple(each.version for each in versions if each.is_loaded) == loaded
     return default, loaded
+
+
+def copy_entry(entry: Path, copy: Path, *, model: bytes | None = None) -> None:
+    """Another entry of the gateway's, named as its folder; model: what is in its first version instead."""
+    shutil.copytree(entry, copy)
+    metadata = json.loads((copy / "metadata.json").read_bytes())
+    metadata["model_info"]["model_name"] = copy.name
+    if model is not None:
+        (copy / "1" / "model.onnx").write_bytes(model)
+        file = {"sha256": hashlib.sha256(model).hexdigest(), "size_bytes": len(model)}
+        metadata["model_info"]["model_file"] |= file
+    (copy / "metadata.json").write_text(json.dumps(metadata))
+    config = (copy / "config.pbtxt").read_text()
+    (copy / "config.pbtxt").write_text(config.replace(f'name: "{entry.name}"', f'name: "{copy.name}"'))
 
 
 def everything_in(folder: Path) -> dict[str, str]:

@@ -115,7 +115,7 @@ async def running_world(
             )
 
         catalog = InMemoryCatalog(contracts)
-        lanes = Lanes(catalog, backend, make_detector, clock)
+        lanes = Lanes(catalog, backend, make_detector, clock, request_timeout_seconds=request_timeout_seconds)
         await lanes.refresh()
         await lanes.settle()
         gateway = Gateway(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.domain.contract import ModelContract
-from serving.errors import BackendUnavailable, DeadlineExceeded, OperatorError
+from serving.errors import BackendUnavailable, DeadlineExceeded, OperatorError, VersionGone
 from serving.ports import Clock, InferenceOutput
 
 Model = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -20,11 +20,13 @@ Model = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 class InMemoryBackend:
     """Put a model's name into `unavailable`, and it is as if the server went away; take it out again.
 
-    `broken` holds, by name, why a model does not load; `loads` and `unloads` what was asked for, in order.
+    `loaded` holds each model's versions, to be changed like the server's; `broken`, by name, why a model does
+    not load; `loads` and `unloads` what was asked for, in order.
     """
 
     def __init__(self, run: Model, clock: Clock) -> None:
         self.unavailable: set[str] = set()
+        self.loaded: dict[str, set[str]] = {}
         self.broken: dict[str, str] = {}
         self.loads: list[tuple[str, str]] = []
         self.unloads: list[str] = []
@@ -43,8 +45,9 @@ class InMemoryBackend:
         timeout_seconds = deadline - self._clock.monotonic()
         if timeout_seconds <= 0:
             raise DeadlineExceeded("Inference")
+        self._require_server(contract)
         if not await self.is_ready(contract):
-            raise BackendUnavailable
+            raise VersionGone
         try:
             tensor = await asyncio.wait_for(asyncio.to_thread(self._run, batch_nhwc), timeout_seconds)
         except TimeoutError as exc:
@@ -52,20 +55,26 @@ class InMemoryBackend:
         return InferenceOutput(tensor=_read_only(tensor), model_version=contract.model_info.version)
 
     async def is_ready(self, contract: ModelContract) -> bool:
-        return not self._closed and contract.name not in self.unavailable
+        served = contract.model_info.version in self.loaded.get(contract.name, ())
+        return served and not self._closed and contract.name not in self.unavailable
 
     async def load(self, contract: ModelContract) -> None:
         self.loads.append((contract.name, contract.model_info.version))
         if contract.name in self.broken:
             raise OperatorError(self.broken[contract.name])
-        if not await self.is_ready(contract):
-            raise BackendUnavailable
+        self._require_server(contract)
+        self.loaded.setdefault(contract.name, set()).add(contract.model_info.version)
 
     async def unload(self, name: str) -> None:
         self.unloads.append(name)
+        self.loaded.pop(name, None)
 
     async def close(self) -> None:
         self._closed = True
+
+    def _require_server(self, contract: ModelContract) -> None:
+        if self._closed or contract.name in self.unavailable:
+            raise BackendUnavailable
 
 
 def _read_only(tensor: NDArray[np.float32]) -> NDArray[np.float32]:

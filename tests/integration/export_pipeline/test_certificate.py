@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from export_pipeline.certificate.measurements import Golden, Local, gateway_folder, load_served
 from export_pipeline.certificate.report import load_certificate, summary
 from export_pipeline.certificate.tensors import TensorAgreement
-from export_pipeline.errors import ValidationFailed
+from export_pipeline.errors import ExportError, ValidationFailed
 from export_pipeline.job import JobFolder
 from export_pipeline.predictions import load_predictions
 from export_pipeline.stages.validate import judge, serve
@@ -106,8 +106,12 @@ def _spoil(job: JobFolder) -> None:
     order = np.array([0, 1, 2, 3, 5, 4, 6, 7], np.int64)
     model.graph.initializer.append(numpy_helper.from_array(order, "order"))
     model.graph.node.append(helper.make_node("Gather", ["before", "order"], [output], axis=1))
-    content = model.SerializeToString()
-    path.write_bytes(content)
+    _replace_model(job, model.SerializeToString())
+
+
+def _replace_model(job: JobFolder, content: bytes) -> None:
+    facts = job.model()
+    (job.model_folder / facts.file).write_bytes(content)
     sha256 = hashlib.sha256(content).hexdigest()
     changed = facts.model_copy(update={"sha256": sha256, "size_bytes": len(content)})
     job.write("model/model.json", changed.to_json())
@@ -124,6 +128,27 @@ def test_a_golden_picture_that_the_gateway_refuses_fails_the_certificate_by_its_
     assert load_served(copied).refusals.keys() == {"landscape.jpg"}
     with pytest.raises(ValidationFailed, match=r"The gateway refused landscape\.jpg: 422 image_undecodable"):
         judge(copied, copied.record(), say)
+
+
+def test_a_model_that_triton_cannot_load_fails_the_certificate_with_its_reason(copied: JobFolder) -> None:
+    _replace_model(copied, b"no graph at all")
+
+    serve(copied, copied.record(), say)
+
+    with pytest.raises(ValidationFailed, match=r"The gateway cannot load the model: .*INVALID_PROTOBUF"):
+        judge(copied, copied.record(), say)
+    assert not load_certificate(copied).gateway.loadable
+
+
+@pytest.mark.parametrize("change", ["fewer", "more"])
+def test_the_gateway_is_asked_about_the_pictures_that_were_measured(copied: JobFolder, change: str) -> None:
+    if change == "fewer":
+        (copied.pictures / "tiny.png").unlink()
+    else:
+        shutil.copy(copied.pictures / "tiny.png", copied.pictures / "more.png")
+
+    with pytest.raises(ExportError, match=rf"pictures; {len(HANDFUL)} were measured"):
+        serve(copied, copied.record(), say)
 
 
 def test_a_task_that_the_gateway_does_not_serve_is_noted_with_its_reason(tmp_path: Path) -> None:

@@ -29,9 +29,10 @@ OUTSIDE = ("torch", "ultralytics", "serving", "export_pipeline", "tritonclient",
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample model's, as the pipeline makes it; unpacked from its zip."""
-    folder, record = make_job(tmp_path_factory.mktemp("job"))
     content = (SHAPES / "1/model.onnx").read_bytes()
     metadata = json.loads((SHAPES / "metadata.json").read_bytes())
+    size = metadata["preprocessing"]["resize"]["size"]
+    folder, record = make_job(tmp_path_factory.mktemp("job"), export_config={"imgsz": size})
     folder.write("model/model.onnx", content)
     folder.write("model/model.json", sample_facts(folder.model(), metadata).to_json())
     folder.write("checkpoint.json", sample_checkpoint(folder.checkpoint(), metadata).to_json())

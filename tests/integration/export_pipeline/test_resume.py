@@ -87,11 +87,13 @@ def _require_nothing_half_written(repository: Path, job: JobFolder) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_each_step_was_killed_where_it_begins_and_where_it_ends(disturbed: Disturbed) -> None:
-    steps = {step.name for step in steps_of(disturbed.job.record())}
+def test_each_step_was_killed_where_it_begins_where_it_ends_and_at_work(disturbed: Disturbed) -> None:
+    steps = steps_of(disturbed.job.record())
 
-    assert {step for step, kind in disturbed.killed_at if kind == "began"} == steps
-    assert {step for step, kind in disturbed.killed_at if kind == "done"} == steps
+    for kind in ("began", "done"):
+        assert {step for step, at in disturbed.killed_at if at == kind} == {step.name for step in steps}
+    long = {step.name for step in steps if step.isolated} | {"validate.serve"}
+    assert {step for step, at in disturbed.killed_at if at == "working"} >= long
     assert len(disturbed.runs) == len(disturbed.killed_at) + 1
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,17 @@ from typing import Any
 import pytest
 
 from export_pipeline.api import ExportResult, export, resume
+from export_pipeline.certificate.measurements import DatasetMeasured, Golden, Local
+from export_pipeline.certificate.partners import Asked
+from export_pipeline.certificate.tensors import TensorAgreement
+from export_pipeline.datasets import open_dataset
 from export_pipeline.errors import BadInput, ExportError
-from export_pipeline.job import JobFolder, Stage
+from export_pipeline.job import JobFolder, JobRecord, Stage, StepRecord
 from export_pipeline.request import ExportRequest, read_request
+from tests.support.export_jobs import CLASS_NAMES, make_job
 from tests.support.export_stages import METADATA, Events, FakeStages, HereExecutor
 
+GOLDEN_PICTURES = Path(__file__).parents[2] / "golden" / "pictures"
 STAGES: list[Stage] = ["checkpoint", "export", "validate", "package", "publish"]
 
 
@@ -129,6 +136,96 @@ def test_another_checkpoint_of_the_same_name_needs_another_folder(stages: FakeSt
 
     with pytest.raises(BadInput, match=r"The checkpoint has changed since the job in .* fetched it"):
         run()
+
+
+@pytest.fixture
+def golden(world: Path) -> Path:
+    (world / "golden").mkdir()
+    for name in ("tiny.png", "grey.jpg"):
+        shutil.copy(GOLDEN_PICTURES / name, world / "golden")
+    return world / "golden"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda golden: (golden / "tiny.png").unlink(),
+        lambda golden: shutil.copy(golden / "grey.jpg", golden / "more.jpg"),
+        lambda golden: (golden / "tiny.png").write_bytes(b"other pixels"),
+    ],
+    ids=["fewer", "more", "others"],
+)
+def test_golden_pictures_that_have_changed_are_noticed(
+    stages: FakeStages, golden: Path, change: Callable[[Path], object]
+) -> None:
+    asked_for: dict[str, Any] = {"publish": None, "validation_config": {"pictures": "golden"}}
+    run(**asked_for)
+    run(**asked_for)
+    change(golden)
+
+    go_ons: list[Callable[[], object]] = [lambda: run(**asked_for), again]
+    for go_on in go_ons:
+        with pytest.raises(BadInput, match=r"The golden pictures in .*golden have changed since the job in"):
+            go_on()
+    assert again(from_stage="validate").package is not None
+
+
+def test_golden_pictures_that_are_gone_are_no_others(stages: FakeStages, golden: Path) -> None:
+    asked_for: dict[str, Any] = {"publish": None, "validation_config": {"pictures": "golden"}}
+    first = run(**asked_for)
+    shutil.rmtree(golden)
+
+    assert run(**asked_for) == first
+
+
+def test_a_data_set_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    """Before anything is done, which these folders are not fit for."""
+    write_dataset(tmp_path / "data")
+    record = measured_job(tmp_path / "job", tmp_path / "data")
+    (tmp_path / "data/labels/a.txt").write_text("1 0.5 0.5 0.1 0.1\n")
+
+    job = tmp_path / "job"
+    go_ons: list[Callable[[], object]] = [lambda: export(record.request, job), lambda: resume(job)]
+    for go_on in go_ons:
+        with pytest.raises(
+            BadInput, match=r"The data set .*data has changed since the job in .*job measured"
+        ):
+            go_on()
+
+
+def write_dataset(root: Path) -> None:
+    for name, content in {
+        "data.yaml": f"val: images\nnames: {list(CLASS_NAMES)}\n",
+        "images/a.png": "",
+        "labels/a.txt": "0 0.5 0.5 0.1 0.1\n",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+
+
+def measured_job(path: Path, dataset: Path) -> JobRecord:
+    """A job that has measured on this data set."""
+    checkpoint = path.with_name("best.pt")
+    checkpoint.touch()
+    folder, record = make_job(path, checkpoint=str(checkpoint), validation_config={"dataset": str(dataset)})
+    asked_with = Asked(confidence=0.001, iou=0.7, max_detections=300)
+    measured = DatasetMeasured(
+        name="data",
+        sha256=open_dataset(dataset, "detection", CLASS_NAMES, None).sha256(),
+        pictures=1,
+        asked=asked_with,
+        by_framework={},
+    )
+    local = Local(
+        golden=Golden(source="-", count=0, asked=None, lowered=False),
+        dataset=measured,
+        tensors=TensorAgreement(batch_sizes=(), parts=(), passed=False),
+        versions={},
+    )
+    folder.write("measurements/local/local.json", local.to_json())
+    done = StepRecord(stage="validate", seconds=1, sha256="", inputs_sha256="", command="")
+    folder.save_step("validate.measure", done)
+    return record
 
 
 def test_files_of_somebody_else_stay_as_they_are(stages: FakeStages, world: Path) -> None:

@@ -20,7 +20,7 @@ from export_pipeline.errors import BadInput, ExportError, LimitExceeded, Unsuppo
 from export_pipeline.executors import Executor
 from export_pipeline.request import ExportRequest
 from tests.support.export_command import Command
-from tests.support.export_stages import FakeStages, HereExecutor
+from tests.support.export_stages import METADATA, FakeStages, HereExecutor
 
 FOREVER_SECONDS = 60
 
@@ -201,6 +201,19 @@ def test_an_error_is_a_sentence_and_an_exit_code(
     assert "Traceback" not in ended.err
 
 
+def test_what_others_have_written_drives_no_terminal(
+    command: Command, stages: FakeStages, world: Path
+) -> None:
+    def fail(name: str) -> None:
+        if name == "validate.judge":
+            raise BadInput("\x1b]0;owned\x07\udce9 [bold]is so.")
+
+    stages.inside = fail
+    ended = command(*RUN, "--progress", "json")
+
+    assert ended.err == "error:  ]0;owned   [bold]is so.\n"
+
+
 def test_progress_for_programs_is_a_line_an_event(command: Command, stages: FakeStages, world: Path) -> None:
     ended = command(*RUN, "--publish", "models", "--progress", "json")
 
@@ -235,6 +248,29 @@ def test_the_certificate_is_told_in_short(command: Command, stages: FakeStages, 
     assert ["gateway", "", "0.997", "0.0006", "1"] in rows
     assert ["mAP50", "0.9500", "0.9490", "0.9480"] in rows
     assert "Published" not in out
+
+
+def test_a_data_sets_name_is_no_markup(
+    command: Command, stages: FakeStages, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METADATA["validation"]["accuracy"], "dataset", "[/foo]")
+
+    ended = command(*RUN)
+
+    assert ended.exit_code == 0
+    assert "[/foo], 100 pictures" in ended.out
+
+
+def test_why_the_gateway_does_not_serve_it_is_told(
+    command: Command, stages: FakeStages, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METADATA["validation"], "gateway_refused", "It is for [masks].")
+    monkeypatch.delitem(METADATA["validation"]["paths"], "gateway")
+
+    out = command(*RUN, "--publish", "models").out
+
+    assert "The gateway does not serve it: It is for [masks]." in out
+    assert "POST" not in out
 
 
 def test_a_stage_that_was_done_before_says_so(command: Command, stages: FakeStages, world: Path) -> None:

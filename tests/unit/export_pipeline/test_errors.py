@@ -78,6 +78,29 @@ def test_what_cannot_be_written_says_why(number: int, error: type[ExportError], 
 
 
 @pytest.mark.parametrize(
+    ("number", "names", "error", "sentence"),
+    [
+        (errno.EACCES, ["/job/model/a"], BadInput, "/job/model/a may not be written: Permission denied."),
+        (errno.EACCES, ["/"], BadInput, "/ may not be written: Permission denied."),
+        (errno.EACCES, ["/.job.draft/a"], BadInput, "/job may not be written: Permission denied."),
+        (errno.EACCES, ["/pictures/a", "/job/a"], BadInput, "/job/a may not be written: Permission denied."),
+        (errno.EACCES, [b"/job/a"], BadInput, "/job/a may not be written: Permission denied."),
+        (errno.EACCES, [3], BadInput, "/job may not be written: Permission denied."),
+        (errno.ENOSPC, ["/tmp/a"], ExportError, "There is no room left for /tmp/a: No space left on device."),
+        (errno.EACCES, ["/pictures/a"], PermissionError, "[Errno 13] Permission denied: '/pictures/a'"),
+        (errno.EPERM, ["/jobs"], PermissionError, "[Errno 1] Operation not permitted: '/jobs'"),
+    ],
+)
+def test_the_file_that_is_to_blame_is_named(
+    number: int, names: list[str | bytes | int], error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error) as caught, writing(Path("/job")):
+        raise OSError(number, os.strerror(number), names[0], None, *names[1:])
+
+    assert (type(caught.value), str(caught.value)) == (error, sentence)
+
+
+@pytest.mark.parametrize(
     "block", [reading(Path("/x"), "the file"), writing(Path("/x"))], ids=["read", "write"]
 )
 def test_other_trouble_passes_through(block: object) -> None:

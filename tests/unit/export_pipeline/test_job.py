@@ -189,3 +189,42 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
 
     assert sha256_of(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def test_what_is_deeper_than_python_recurses_is_cleared_away(job: JobFolder) -> None:
+    draft = job.path / ".isolated.draft"
+    draft.mkdir()
+    (draft / "file").touch()
+    place = os.open(draft, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("inner", dir_fd=place)
+        deeper = os.open("inner", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = deeper
+    os.symlink("/etc", "link", dir_fd=place)
+    os.close(place)
+
+    job.tidy()
+
+    assert [path.name for path in job.path.iterdir()] == ["job.json"]
+
+
+def test_a_name_that_is_no_text_is_part_of_the_digest(job: JobFolder) -> None:
+    pictures = os.fsencode(job.path / "pictures")
+    digests = []
+    for name in (b"caf\xe9.jpg", b"caf\xe8.jpg"):
+        with job.drafting(job.pictures) as draft:
+            Path(os.fsdecode(os.fsencode(draft) + b"/" + name)).touch()
+        digests.append(job.digest(["pictures"]))
+
+    assert os.listdir(pictures) == [b"caf\xe8.jpg"]  # noqa: PTH208 - as bytes
+    assert None not in digests
+    assert len(set(digests)) == 2
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b'{"steps": ' * 200_000, b" " * (64 * 1024**2 + 1)])
+def test_facts_that_would_overwhelm_a_parser_are_one_sentence(job: JobFolder, content: bytes) -> None:
+    (job.path / "state.json").write_bytes(content)
+
+    with pytest.raises(ExportError, match=r"state\.json (is not what|has more bytes than)"):
+        job.state()

@@ -95,6 +95,7 @@ def test_a_classifier_answers_five_classes_or_as_many_as_it_has(tmp_path: Path) 
     ("kind", "parts", "scored"),
     [
         ("raw", {}, 4),
+        ("raw", {"boxes": (0, 4), "scores": (4, 7)}, 4),
         ("classification", {}, 4),
         ("segmentation", {"boxes": (0, 4), "scores": (4, 8), "masks": (8, 40)}, 4),
     ],
@@ -124,6 +125,11 @@ def test_other_classes_than_the_output_has_scores_for(
         ("preprocessing.resize.method", "tile", "preprocessing.resize.method"),
         ("postprocessing.nms", None, "postprocessing.nms"),
         ("classes", [], "classes"),
+        ("classes", [{"id": 0, "name": "two\nlines"}], "classes.0.name"),
+        ("classes", [{"id": 0, "name": "line\n"}], "classes.0.name"),
+        ("classes", [{"id": 0, "name": "\x1b[2J"}], "classes.0.name"),
+        ("classes", [{"id": 0, "name": " "}], "classes.0.name"),
+        ("classes", [{"id": 0, "name": "x" * 201}], "classes.0.name"),
         ("performance", {"latency_ms": {"p50": 0, "p90": 1}}, "performance"),
         ("validation", {"passed": False}, "validation"),
     ],
@@ -135,6 +141,15 @@ def test_what_the_schema_does_not_allow_is_not_written(
 
     with pytest.raises(ExportError, match=f"metadata.json, {says}"):
         write_metadata(tmp_path / "metadata.json", changed(metadata, path, value))
+    assert not (tmp_path / "metadata.json").exists()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_json_has_not_is_not_written(tmp_path: Path, number: float) -> None:
+    metadata = build_metadata(*make_job(tmp_path / "job"), performance=PERFORMANCE)
+
+    with pytest.raises(ExportError, match=r"metadata\.json cannot be written: Out of range"):
+        write_metadata(tmp_path / "metadata.json", changed(metadata, "performance.throughput_ips", number))
     assert not (tmp_path / "metadata.json").exists()
 
 

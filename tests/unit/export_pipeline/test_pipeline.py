@@ -205,6 +205,8 @@ def test_a_stage_done_again_otherwise_undoes_the_later_ones(stages: FakeStages, 
 
 def test_a_step_that_leaves_nothing_is_an_error(stages: FakeStages, job: JobFolder) -> None:
     class Idle:
+        unconfined = False
+
         def run(self, *_: object) -> None:
             pass
 
@@ -271,3 +273,22 @@ def test_what_nobody_foresaw_is_a_sentence_and_a_stack_trace_in_the_log(
         f"checkpoint.fetch failed: ZeroDivisionError: by nothing. The log says more: {job.log_file}"
     )
     assert "in stumble" in job.log_file.read_text()
+
+
+def test_what_goes_wrong_when_a_step_is_saved_is_told_too(
+    stages: FakeStages, job: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*_: object) -> None:
+        raise UnicodeError("no text")
+
+    monkeypatch.setattr(JobFolder, "save_step", stumble)
+
+    with pytest.raises(ExportError, match=r"^checkpoint\.fetch failed: UnicodeError: no text\."):
+        run_job(job, HereExecutor(), Events())
+
+
+def test_commands_of_a_job_that_ran_unconfined_say_so(stages: FakeStages, job: JobFolder) -> None:
+    run_job(job, HereExecutor(unconfined=True), Events())
+
+    commands = {record.command for record in job.state().steps.values() if record.stage == "validate"}
+    assert commands == {f"visiongate-export resume {job.path} --from validate --until validate --unconfined"}

@@ -22,7 +22,7 @@ from obstore.store import S3Store
 from export_pipeline import storage
 from export_pipeline.errors import BadInput, ExportError
 from export_pipeline.job import JobFolder
-from export_pipeline.storage import absolute_address, fetch, open_address, sha256_at
+from export_pipeline.storage import absolute_address, fetch, has_changed, open_address, sha256_at
 from tests.support.export_stages import new_job
 
 CONTENT = bytes(range(256)) * 40_000  # 10 MB: more than two chunks
@@ -194,6 +194,19 @@ def point_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
         "AWS_METADATA_ENDPOINT": "http://127.0.0.1:9",
     }.items():
         monkeypatch.setenv(name, value)
+
+
+def test_another_object_of_the_same_name_is_noticed(tmp_path: Path, s3: str) -> None:
+    store = S3Store("models", client_options={"allow_http": True})
+    address = "s3://models/changing.pt"
+    obstore.put(store, "changing.pt", b"trained once")
+    folder, _ = fetched(tmp_path, address)
+
+    assert not has_changed(folder, address)
+    obstore.put(store, "changing.pt", b"trained more")  # as many bytes
+    assert has_changed(folder, address)
+    obstore.delete(store, "changing.pt")
+    assert not has_changed(folder, address)
 
 
 def test_an_object_is_copied_whole(tmp_path: Path, s3: str) -> None:

@@ -98,6 +98,16 @@ def test_its_last_line_says_why_it_failed(
     assert sentence in lines[-1]["error"]
 
 
+def test_a_long_or_wild_sentence_fits_into_a_line(tmp_path: Path) -> None:
+    step = "\U0001f600\udcff" + "x" * 70_000
+
+    code, lines, _ = start(tmp_path, "--unconfined", step)
+
+    assert code == 2
+    assert lines[-1]["error"].startswith("There is no such step: \U0001f600 xxx")
+    assert len(lines[-1]["error"]) == 2000
+
+
 def test_a_step_of_any_place_may_run_in_it(tmp_path: Path) -> None:
     checkpoint = tmp_path / "best.pt"
     checkpoint.write_bytes(b"weights")

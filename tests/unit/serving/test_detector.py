@@ -59,6 +59,7 @@ class GatedThreads(ThreadPoolExecutor):
 async def test_a_buffer_is_not_given_back_while_a_thread_may_still_write_into_it() -> None:
     clock = SystemClock()
     backend = LendingBackend(world.three_anchors, clock)
+    await backend.load(CONTRACT)
     with GatedThreads() as threads:
         detector = Detector(
             CONTRACT,

@@ -16,17 +16,38 @@ from serving.adapters.memory.catalog import InMemoryCatalog
 from serving.adapters.memory.clock import ManualClock
 from serving.detector import Detector
 from serving.domain.contract import ModelContract
-from serving.errors import BackendUnavailable, ModelNotFound, ModelRefused
-from serving.lanes import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, UNLOAD_AFTER_SECONDS, Lanes
+from serving.errors import (
+    BackendUnavailable,
+    DeadlineExceeded,
+    InternalError,
+    ModelNotFound,
+    ModelRefused,
+    OperatorError,
+    Overloaded,
+)
+from serving.lanes import (
+    FIRST_RETRY_SECONDS,
+    LAST_RETRY_SECONDS,
+    READY_FOR_SECONDS,
+    UNLOAD_MARGIN_SECONDS,
+    Lanes,
+)
 from serving.ports import CatalogModel, CatalogScan
 from tests.support.contracts import metadata
 from tests.support.tiers import make_tier
 from tests.support.world import encode, running_world
 
+REQUEST_TIMEOUT_SECONDS = 7.0
+UNLOAD_AFTER_SECONDS = REQUEST_TIMEOUT_SECONDS + UNLOAD_MARGIN_SECONDS
 
-def version(number: str, name: str = "cats") -> ModelContract:
-    raw = metadata(name, side=4, anchors=1, classes=["cat"])
+
+def version(
+    number: str, name: str = "cats", *, of: str = "cat", sha256: str | None = None, anchors: int = 1
+) -> ModelContract:
+    raw = metadata(name, side=4, anchors=anchors, classes=[of])
     raw["model_info"]["version"] = number
+    if sha256 is not None:
+        raw["model_info"]["model_file"] = {"name": "model.onnx", "sha256": sha256 * 64, "size_bytes": 1}
     return ModelContract.parse(orjson.dumps(raw))
 
 
@@ -51,9 +72,18 @@ class Stage:
         self.catalog = InMemoryCatalog()
         self.backend = InMemoryBackend(no_model, clock)
         self.detectors: list[IdleDetector] = []
-        self.lanes = Lanes(self.catalog, self.backend, self._make, clock)
+        self.unmakeable: dict[str, Exception] = {}
+        self.lanes = Lanes(
+            self.catalog,
+            self.backend,
+            self._make,
+            clock,
+            request_timeout_seconds=REQUEST_TIMEOUT_SECONDS,
+        )
 
     def _make(self, model: CatalogModel) -> Detector:
+        if (error := self.unmakeable.get(model.contract.name)) is not None:
+            raise error
         self.detectors.append(IdleDetector(model))
         made: Any = self.detectors[-1]
         return made  # type: ignore[no-any-return]  # a stand-in, see IdleDetector
@@ -238,6 +268,7 @@ async def test_a_server_that_is_away_is_asked_at_every_look(stage: Stage) -> Non
     stage.catalog.put(version("1"))
     await stage.look()
     stage.backend.unavailable.add("cats")
+    stage.clock.advance(READY_FOR_SECONDS)
     for _ in range(3):
         await stage.look()
     assert await stage.lanes.ready() == {"cats": False}
@@ -267,7 +298,7 @@ async def test_a_model_that_loads_slowly_holds_up_no_other(stage: Stage) -> None
         stage.lanes.get("cats")
     stage.catalog.put(version("1", "dogs"))
     await stage.lanes.refresh()
-    await turns()
+    await asyncio.wait([stage.lanes._busy["dogs"]])
     assert stage.lanes.names() == ["dogs"]
     gate.set()
     await stage.lanes.settle()
@@ -349,6 +380,206 @@ async def test_before_the_first_look_a_model_may_be_there(stage: Stage) -> None:
     await stage.lanes.start()
     with pytest.raises(ModelNotFound):
         stage.lanes.get("cats")
+
+
+async def test_a_model_without_a_lane_is_on_its_way_while_the_server_is_away(stage: Stage) -> None:
+    stage.backend.unavailable.add("cats")
+    stage.catalog.put(version("1"))
+    await stage.look()
+
+    assert stage.lanes.names() == []
+    assert stage.lanes.all_names() == ["cats"]
+    with pytest.raises(BackendUnavailable, match="is being loaded"):
+        stage.lanes.get("cats")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param(version("1", of="dog", sha256="a"), id="classes"),
+        pytest.param(version("1", anchors=2, sha256="a"), id="tensors"),
+        pytest.param(version("1", sha256="b"), id="file"),
+    ],
+)
+async def test_a_version_is_not_exchanged_under_its_number(stage: Stage, changed: ModelContract) -> None:
+    """The server would answer by its number with a model that the lane cannot read."""
+    stage.catalog.put(version("1", sha256="a"))
+    await stage.look()
+    stage.catalog.put(changed)
+    await stage.look()
+    assert stage.backend.loads == [("cats", "1")]
+    assert stage.lanes.get("cats").contract == version("1", sha256="a")
+    with pytest.raises(BackendUnavailable):  # there is nothing else to go on with
+        await stage.lanes.successor(stage.lanes.get("cats"), within_seconds=0)
+
+    stage.backend.loaded["cats"] = set()  # the server was started again, and knows only the new one
+    await stage.lanes.refresh()
+    await stage.lanes.settle()
+    with pytest.raises(ModelRefused, match="version 1 has changed; publish it as another version"):
+        stage.lanes.get("cats")
+
+
+async def test_the_same_version_may_be_described_anew(stage: Stage) -> None:
+    stage.catalog.put(version("1"))
+    await stage.look()
+    stage.catalog.put(version("1", sha256="a"))
+    await stage.look()
+
+    assert stage.lanes.get("cats").contract == version("1", sha256="a")
+
+
+async def test_a_file_that_is_not_the_contracts_is_refused_before_it_is_loaded(stage: Stage) -> None:
+    stage.catalog.put(version("1"))
+    stage.catalog.false["cats"] = "its model file is not the one that metadata.json names"
+    await stage.look()
+    assert stage.backend.loads == []
+    with pytest.raises(ModelRefused, match="not the one that metadata"):
+        stage.lanes.get("cats")
+
+    stage.catalog.false.clear()
+    stage.clock.advance(FIRST_RETRY_SECONDS)
+    await stage.look()
+    assert stage.lanes.names() == ["cats"]
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [(OperatorError("too large"), ModelRefused), (RuntimeError("oh"), BackendUnavailable)],
+)
+async def test_the_old_version_stays_where_no_detector_can_be_made_for_the_new_one(
+    stage: Stage, error: Exception, seen: type[Exception]
+) -> None:
+    stage.unmakeable["dogs"] = error
+    stage.catalog.put(version("1", "dogs"))
+    stage.catalog.put(version("1"))
+    await stage.look()
+    with pytest.raises(seen):
+        stage.lanes.get("dogs")
+    stage.unmakeable["cats"] = error
+    stage.catalog.put(version("2"))
+    await stage.look()
+
+    assert stage.lanes.get("cats").contract == version("1")
+    assert ("cats", "2") not in stage.backend.loads
+    assert not stage.detectors[0].closed
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [(BackendUnavailable(), 4), (DeadlineExceeded(), 4), (Overloaded(), 4), (InternalError(), 1)],
+)
+async def test_only_what_passes_by_itself_is_tried_at_every_look(
+    stage: Stage, error: Exception, tries: int
+) -> None:
+    loads: list[str] = []
+
+    async def failing(contract: ModelContract) -> None:
+        loads.append(contract.name)
+        raise error
+
+    stage.backend.load = failing  # type: ignore[method-assign]  # a server in a state of its own
+    stage.catalog.put(version("1"))
+    for _ in range(4):
+        await stage.look()
+
+    assert len(loads) == tries
+
+
+async def test_readiness_is_asked_for_now_and_then(stage: Stage) -> None:
+    asked: list[str] = []
+    is_ready = stage.backend.is_ready
+
+    async def counted(contract: ModelContract) -> bool:
+        asked.append(contract.name)
+        return await is_ready(contract)
+
+    stage.backend.is_ready = counted  # type: ignore[method-assign]  # counts
+    stage.catalog.put(version("1"))
+    for _ in range(8):
+        await stage.look()
+        stage.clock.advance(READY_FOR_SECONDS / 4)
+
+    assert len(asked) == 2
+
+
+async def test_who_waits_for_a_successor_gets_it_when_it_comes(stage: Stage) -> None:
+    stage.catalog.put(version("1"))
+    await stage.look()
+    lane = stage.lanes.get("cats")
+    waiting = asyncio.create_task(stage.lanes.successor(lane, within_seconds=30))
+    await turns()
+    assert not waiting.done()
+    stage.catalog.put(version("2"))
+    await stage.look()
+    assert (await waiting).contract == version("2")
+
+    stage.catalog.models.clear()
+    await stage.look()
+    with pytest.raises(ModelNotFound):
+        await stage.lanes.successor(lane, within_seconds=30)
+
+
+async def test_an_unloading_that_could_not_begin_is_tried_again(stage: Stage) -> None:
+    stage.catalog.put(version("1"))
+    await stage.look()
+    stage.catalog.models.clear()
+    await stage.look()
+    stage.clock.advance(UNLOAD_AFTER_SECONDS)
+    done = asyncio.Event()
+
+    async def busy() -> None:
+        await done.wait()
+
+    stage.lanes._begin("cats", busy())
+    await stage.lanes.refresh()
+    assert stage.backend.unloads == []
+    done.set()
+    await stage.lanes.settle()
+    await stage.look()
+
+    assert stage.backend.unloads == ["cats"]
+
+
+async def test_a_disk_that_does_not_answer_holds_one_thread_and_no_start(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serving.lanes.START_SECONDS", 0.05)
+    monkeypatch.setattr("serving.lanes.SCAN_SECONDS", 0.02)
+    gate, scans, scan = threading.Event(), [], stage.catalog.scan
+
+    def hanging() -> CatalogScan:
+        scans.append(1)
+        gate.wait(30)
+        return scan()
+
+    stage.catalog.scan = hanging  # type: ignore[method-assign]  # a disk that hangs
+    stage.catalog.put(version("1"))
+    try:
+        for _ in range(3):
+            await stage.lanes.start()
+        with pytest.raises(BackendUnavailable, match="not known yet"):
+            stage.lanes.get("cats")
+        assert len(scans) == 1
+        assert [record.message for record in caplog.records] == [
+            "the model repository could not be looked through"
+        ]
+    finally:
+        gate.set()
+    async with asyncio.timeout(10):
+        while not stage.lanes.names():
+            await stage.lanes.start()
+
+
+async def test_closing_does_not_wait_for_ever(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stage.lanes, "_request_timeout_seconds", 0.01)
+    stage.catalog.put(version("1"))
+    await stage.look()
+    with stage.lanes.get("cats").in_use():
+        await stage.lanes.close()
+
+    assert caplog.records[-1].message == "still in use at the end"
 
 
 async def test_the_first_request_after_the_start_is_answered() -> None:

@@ -71,6 +71,15 @@ def test_a_fact_that_json_does_not_know_is_written_as_text(tmp_path: Path) -> No
     assert lines(tmp_path / "log")[0]["folder"] == "/srv"
 
 
+def test_a_fact_that_cannot_be_written_as_it_is_does_not_cost_the_line(tmp_path: Path) -> None:
+    log_to(tmp_path / "log", level="INFO")
+
+    logger.info("refused", extra={"facts": {"model": "caf\udce9", "bytes": 2**64, "folder": Path("/srv")}})
+
+    (line,) = lines(tmp_path / "log")
+    assert (line["model"], line["bytes"], line["folder"]) == ("caf\udce9", 2**64, "/srv")
+
+
 def test_only_what_is_ours_is_written_and_only_to_the_last_file_named(tmp_path: Path) -> None:
     log_to(tmp_path / "first", level="INFO")
     log_to(tmp_path / "second", level="WARNING")

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import orjson
 import pytest
 from numpy.typing import NDArray
 
+from serving import pipeline
+from serving.domain.contract import ModelContract
 from serving.domain.tenant import Tier
+from serving.ports import InferenceOutput
+from tests.support.contracts import metadata
 from tests.support.tiers import make_tier
-from tests.support.world import encode, running_world, three_anchors
+from tests.support.world import INPUT_SIDE, World, encode, running_world, three_anchors
 
 JPEG = {"Content-Type": "image/jpeg"}
 WHITE = encode(np.full((64, 64, 3), 255, np.uint8))
@@ -20,6 +27,21 @@ WHITE = encode(np.full((64, 64, 3), 255, np.uint8))
 @pytest.fixture
 def tier() -> Tier:
     return make_tier(rate=1, burst=2, max_pictures=2)
+
+
+def version(number: str, name: str = "shapes") -> ModelContract:
+    raw = metadata(name, side=INPUT_SIDE, anchors=3, classes=["cat", "dog"])
+    raw["model_info"]["version"] = number
+    return ModelContract.parse(orjson.dumps(raw))
+
+
+@contextmanager
+def looked_after(world: World) -> Iterator[None]:
+    run = asyncio.create_task(world.lanes.run())
+    try:
+        yield
+    finally:
+        run.cancel()
 
 
 async def test_a_failed_request_gives_its_tokens_back(tier: Tier) -> None:
@@ -106,3 +128,92 @@ async def test_the_deadline_is_kept_while_the_server_dawdles(tier: Tier) -> None
 
     assert (response.status_code, response.json()["code"]) == (504, "timeout")
     assert not world.meter.recent()
+
+
+async def test_a_request_whose_version_is_gone_is_answered_by_the_next_and_billed_once(tier: Tier) -> None:
+    """Another process published, and had it loaded, before this one looked."""
+    async with running_world(tier) as world:
+        headers = {**world.bearer(models=["shapes"]), **JPEG}
+        world.catalog.put(version("2"))
+        world.backend.loaded["shapes"] = {"2"}
+        with looked_after(world):
+            responses = [
+                await world.client.post("/v1/infer", content=WHITE, headers=headers) for _ in range(3)
+            ]
+
+    assert [response.status_code for response in responses] == [200, 200, 429]
+    assert [response.json()["model_version"] for response in responses[:2]] == ["2", "2"]
+    assert [event.model_version for event in world.meter.recent()] == ["2", "2"]
+
+
+async def test_a_request_outlives_two_versions_in_a_row(tier: Tier) -> None:
+    """Each is gone when the request comes to it."""
+    published = iter("23")
+
+    async with running_world(tier) as world:
+        infer = world.backend.infer
+
+        async def publishing_meanwhile(
+            contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float
+        ) -> InferenceOutput:
+            if (number := next(published, None)) is not None:
+                world.catalog.put(version(number))
+                world.backend.loaded["shapes"] = {number}
+            return await infer(contract, batch_nhwc, deadline=deadline)
+
+        world.backend.infer = publishing_meanwhile  # type: ignore[method-assign]  # what others do meanwhile
+        with looked_after(world):
+            response = await world.client.post(
+                "/v1/infer", content=WHITE, headers={**world.bearer(models=["shapes"]), **JPEG}
+            )
+
+    assert (response.status_code, response.json()["model_version"]) == (200, "3")
+    assert len(world.meter.recent()) == 1
+
+
+@pytest.mark.parametrize("request_timeout_seconds", [0.2, 10])
+async def test_a_version_that_is_gone_for_good_is_unavailable_and_costs_nothing(
+    tier: Tier, monkeypatch: pytest.MonkeyPatch, request_timeout_seconds: float
+) -> None:
+    monkeypatch.setattr(pipeline, "SWAP_SECONDS", min(pipeline.SWAP_SECONDS, 2 / request_timeout_seconds))
+    async with running_world(tier, request_timeout_seconds=request_timeout_seconds) as world:
+        headers = {**world.bearer(models=["shapes"]), **JPEG}
+        world.backend.loaded["shapes"].clear()
+        async with asyncio.timeout(3):
+            gone = [
+                (await world.client.post("/v1/infer", content=WHITE, headers=headers)).status_code
+                for _ in range(3)
+            ]
+        world.backend.loaded["shapes"].add("1")
+        back = await world.client.post("/v1/infer", content=WHITE, headers=headers)
+
+    assert gone == [503] * 3
+    assert back.status_code == 200
+    assert len(world.meter.recent()) == 1
+
+
+async def test_a_request_without_a_model_means_the_same_while_models_come(tier: Tier) -> None:
+    async with running_world(tier, contracts=[version("1", "dogs")]) as world:
+        world.backend.unavailable.add("cats")
+        world.catalog.put(version("1", "cats"))
+        await world.lanes.refresh()
+        await world.lanes.settle()
+
+        async def ask(models: list[str] | None) -> tuple[int, str]:
+            headers = {**world.bearer(models=models), **JPEG}
+            response = await world.client.post("/v1/infer", content=WHITE, headers=headers)
+            return response.status_code, response.json().get("code", response.json().get("model"))
+
+        answers = {
+            str(models): await ask(models)
+            for models in (["cats", "dogs"], None, ["cats"], ["dogs"], ["dogs", "gone"], ["gone"])
+        }
+
+    assert answers == {
+        "['cats', 'dogs']": (404, "model_not_found"),
+        "None": (404, "model_not_found"),
+        "['cats']": (503, "backend_unavailable"),
+        "['dogs']": (200, "dogs"),
+        "['dogs', 'gone']": (200, "dogs"),
+        "['gone']": (404, "model_not_found"),
+    }

@@ -61,8 +61,9 @@ def test_it_goes_on_from_the_results_of_steps_before(new_job: NewJob) -> None:
     job = new_job()
     job.run([INSPECT])
 
-    job.run([EXPORT])
+    job.run([EXPORT], unconfined=True)
 
+    assert job.folder.state().steps[EXPORT].command.endswith(" --until export --unconfined")
     assert pending(job.folder, steps_of(job.record))[0].name == "validate.pictures"
 
 
@@ -197,6 +198,16 @@ def test_a_link_is_no_result(new_job: NewJob) -> None:
         job.run([INSPECT, EXPORT], unconfined=True)
 
     assert not job.folder.model_folder.exists()
+
+
+def test_folders_deeper_than_python_recurses_are_refused_and_cleared_away(new_job: NewJob) -> None:
+    job = new_job(export_graph=["leave_deep_folders", {}])
+
+    with pytest.raises(ExportError, match="deeper folders, than it may"):
+        job.run([INSPECT, EXPORT])
+
+    assert not job.folder.model_folder.exists()
+    assert leftovers(job) == []
 
 
 def test_a_machine_that_cannot_confine_is_refused(new_job: NewJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from serving.adapters.memory.clock import ManualClock
 from serving.adapters.triton import TritonBackend, _request_message, error_for
 from serving.domain.contract import ModelContract
-from serving.errors import BackendUnavailable, DeadlineExceeded, InternalError, OperatorError, Overloaded
+from serving.errors import (
+    BackendUnavailable,
+    DeadlineExceeded,
+    InternalError,
+    OperatorError,
+    Overloaded,
+    VersionGone,
+)
 from serving.ports import InferenceOutput
 from serving.triton.launcher import TritonServer
 from tests.conftest import ONE_CPU_INSTANCE, START_TIMEOUT_SECONDS, TINY_MODELS
@@ -53,13 +60,19 @@ async def a_moment() -> None:
         await asyncio.wait_for(asyncio.Event().wait(), 0.02)
 
 
-async def until_it_runs(server: TritonServer) -> None:
-    """Return when the process of the `narrow` model has been at work on `SLOW` for a tenth of its time."""
+def stub_of(server: TritonServer, model: str) -> psutil.Process:
+    """The process that a model runs in: another one after each time that it is loaded."""
     (stub,) = [
         child
         for child in psutil.Process(server.pid).children()
-        if any(part.startswith("narrow_0") for part in child.cmdline())
+        if any(part.startswith(f"{model}_0") for part in child.cmdline())
     ]
+    return stub
+
+
+async def until_it_runs(server: TritonServer) -> None:
+    """Return when the process of the `narrow` model has been at work on `SLOW` for a tenth of its time."""
+    stub = stub_of(server, "narrow")
     before = stub.cpu_times().user
     async with asyncio.timeout(10):
         while stub.cpu_times().user < before + 0.1:
@@ -182,18 +195,28 @@ async def test_a_model_is_loaded_used_and_unloaded(backend: TritonBackend, tiny_
     assert output.model_version == "1"
 
     await backend.unload("late")
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(VersionGone):
         await backend.infer(contract, np.zeros((1, 4, 4, 3), np.uint8), deadline=CLOCK.monotonic() + 30)
 
 
-async def test_a_version_that_is_not_loaded_is_not_answered_by_another(backend: TritonBackend) -> None:
+async def test_loading_what_is_loaded_changes_nothing(
+    backend: TritonBackend, tiny_triton: TritonServer
+) -> None:
+    before = stub_of(tiny_triton, "probe").pid
+
+    for _ in range(3):
+        await backend.load(onnx_models.probe_contract())
+
+    assert stub_of(tiny_triton, "probe").pid == before
+
+
+async def test_a_model_that_loads_without_the_version_says_so(backend: TritonBackend) -> None:
     raw = metadata("probe", side=4, anchors=1, classes=["thing"])
     raw["model_info"]["version"] = "2"
     second = ModelContract.parse(orjson.dumps(raw))
 
-    assert not await backend.is_ready(second)
-    with pytest.raises(BackendUnavailable):
-        await backend.infer(second, np.zeros((1, 4, 4, 3), np.uint8), deadline=CLOCK.monotonic() + 30)
+    with pytest.raises(OperatorError, match="not version 2: see version_policy"):
+        await backend.load(second)
 
 
 async def test_a_model_that_does_not_load_comes_with_tritons_reason(

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from serving.errors import OperatorError
-from serving.triton.launcher import TritonServer
+from serving.triton.launcher import ModelsNotLoaded, TritonServer
 from serving.triton.workspace import SHARED_MEMORY, Workspace
 from tests.conftest import ONE_CPU_INSTANCE, TINY_MODELS
 from tests.support import onnx_models
@@ -122,8 +122,10 @@ def test_a_broken_model_is_named_and_the_others_are_served(start: Start, reposit
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"no model")
     server = start("add_one", "broken")
 
-    with pytest.raises(OperatorError, match=r"did not load the model 'broken': .*model\.onnx"):
+    with pytest.raises(ModelsNotLoaded, match=r"did not load the model 'broken': .*model\.onnx") as caught:
         server.wait_ready(START_TIMEOUT_SECONDS)
+
+    assert list(caught.value.reasons) == ["broken"]
 
     assert answer(server) == 42.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -236,13 +237,42 @@ def test_other_families_and_tasks_pass_by_what_can_be_compared(
     assert (summary(certificate)["predictions"] > 0) is predicted
 
 
-def test_where_nothing_is_found_all_are_asked_again_lower(job: MakeJob, tmp_path: Path) -> None:
-    pictures = tmp_path / "empty"
-    pictures.mkdir()
-    noise = np.random.default_rng(0).integers(0, 60, (240, 320, 3), np.uint8)
-    cv2.imwrite(str(pictures / "noise.png"), noise)
+@pytest.fixture
+def one_picture(tmp_path: Path) -> str:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    shutil.copy(PICTURES / "overlap_one_class.jpg", folder)
+    return str(folder)
 
-    certificate = certify(job(pictures=str(pictures), config={"confidence_threshold": 0.99}))
+
+def test_one_picture_goes_through_in_a_batch_with_its_mirror_image(job: MakeJob, one_picture: str) -> None:
+    certificate = certify(job(pictures=one_picture))
+
+    assert certificate.passed
+    assert certificate.tensors.batch_sizes == (1, 1, 2)
+
+
+def test_one_picture_is_enough_to_see_a_batch_go_wrong(job: MakeJob, one_picture: str) -> None:
+    with pytest.raises(ValidationFailed, match=r"The file's boxes in .* are not the checkpoint's"):
+        certify(job(pictures=one_picture, edit=_first_picture_for_all))
+
+
+@pytest.mark.parametrize("config", [{"confidence_threshold": 0.25}, {"embed_nms": True}])
+def test_pictures_in_which_nothing_is_found_certify_nothing(
+    config: dict[str, Any], job: MakeJob, tmp_path: Path
+) -> None:
+    (tmp_path / "blank").mkdir()
+    cv2.imwrite(str(tmp_path / "blank/grey.png"), np.full((240, 320, 3), 114, np.uint8))
+    folder, record = job(pictures=str(tmp_path / "blank"), config=config)
+
+    with pytest.raises(ValidationFailed, match="The checkpoint finds nothing in the golden pictures: give"):
+        certify((folder, record))
+
+    assert len(load_certificate(folder).failures) == 1
+
+
+def test_where_nothing_is_found_all_are_asked_again_lower(job: MakeJob, one_picture: str) -> None:
+    certificate = certify(job(pictures=one_picture, config={"confidence_threshold": 1.0}))
 
     assert certificate.pictures.lowered
     assert certificate.pictures.asked is not None

@@ -17,8 +17,8 @@ import yaml
 from ultralytics.data.augment import classify_transforms
 
 from export_pipeline.errors import BadInput, Unsupported
-from export_pipeline.frameworks import OpenedModel, Thresholds, open_checkpoint
-from export_pipeline.request import ExportConfig
+from export_pipeline.frameworks import OpenedModel, Thresholds, open_checkpoint, ultralytics_graph
+from export_pipeline.request import ExportConfig, HeadChoice
 from export_pipeline.sample.scenes import CLASS_NAMES, draw_scene
 from tests.torch.networks import FAMILIES, draw_pictures, make_network, save_checkpoint
 
@@ -84,6 +84,11 @@ def detector() -> Any:
         ({0: "cat", 1: "dog", 2: 7}, "does not name its classes from 0 up"),
         ({}, "names 0 classes; its network answers 3"),
         ("cat", "does not name its classes from 0 up"),
+        (["cat", "dog", "fox\n# Heading"], r"1 to 200 printable characters; 'fox\\n# Heading' is not"),
+        (["cat", "dog", "\x1b[2J"], r"1 to 200 printable characters; '\\x1b\[2J' is not"),
+        (["cat", "dog", "x" * 201], "1 to 200 printable characters; 'xxx"),
+        (["cat", "dog", "\ud800"], r"1 to 200 printable characters; '\\ud800' is not"),
+        (["cat", "dog", "cat"], "two classes are named 'cat'"),
     ],
 )
 def test_classes_unlike_the_network_s_answer_are_refused(
@@ -104,6 +109,18 @@ def test_a_network_that_says_another_number_of_classes_than_it_answers_is_refuse
     opened = open_checkpoint(save_checkpoint(tmp_path / "best.pt", network))
     with pytest.raises(BadInput, match=r"network does not run|names 4 classes; its network's answer"):
         opened.graph(ExportConfig(imgsz=(64, 64)))
+
+
+@pytest.mark.parametrize(
+    ("head", "shape"), [("raw", (2, 8, 84)), ("raw", (2, 6, 84)), ("end_to_end", (2, 300, 7))]
+)
+def test_a_detector_s_answer_has_no_nameless_columns(
+    head: HeadChoice, shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_checkpoint(save_checkpoint(tmp_path / "best.pt", make_network("yolo26n", "detection")))
+    monkeypatch.setattr(ultralytics_graph, "_output_shapes", lambda *_: [shape])
+    with pytest.raises(BadInput, match=r"names 3 classes; its network's answer of shape .* is of others"):
+        opened.graph(ExportConfig(imgsz=(64, 64), head=head))
 
 
 def test_a_network_whose_layers_are_missing_is_damaged(detector: Any, tmp_path: Path) -> None:

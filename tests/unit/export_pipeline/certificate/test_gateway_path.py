@@ -76,6 +76,7 @@ def test_the_repository_is_tried_with_nothing_of_our_environment_that_is_secret(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("VISIONGATE_ADMIN_TOKEN", "secret")
+    monkeypatch.setenv("VISIONGATE_TRITON_EXECUTABLE", "/opt/tritonserver")
     body = (
         READY
         + '\nsys.stdin.readline()\nseen = {"argv": sys.argv[1:], "env": dict(os.environ)}'
@@ -88,6 +89,7 @@ def test_the_repository_is_tried_with_nothing_of_our_environment_that_is_secret(
     assert answer.answer["argv"] == ["try", str(tmp_path)]
     assert "secret" not in answer.answer["env"].values()
     assert answer.answer["env"]["PATH"] == os.environ["PATH"]
+    assert answer.answer["env"]["VISIONGATE_TRITON_EXECUTABLE"] == "/opt/tritonserver"
 
 
 @pytest.mark.parametrize(

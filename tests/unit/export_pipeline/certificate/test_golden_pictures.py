@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from export_pipeline.certificate import golden_pictures
+from export_pipeline import preflight
 from export_pipeline.certificate.golden_pictures import copy_pictures
 from export_pipeline.errors import BadInput
 
@@ -49,14 +49,18 @@ def test_a_broken_picture_is_named(source: Path, target: Path) -> None:
     assert list(target.iterdir()) == []
 
 
-def test_too_many_and_too_large_pictures_are_refused(
-    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("limit", "most", "sentence"),
+    [
+        ("MAX_PICTURE_BYTES", 1000, r"grey\.jpg is larger than"),
+        ("MAX_PICTURES", 1, "holds 2 pictures; 1 golden ones are the most"),
+    ],
+)
+def test_too_many_and_too_large_pictures_are_refused_before_one_is_decoded(
+    limit: str, most: int, sentence: str, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(golden_pictures, "MAX_PICTURE_BYTES", 1000)
-    with pytest.raises(BadInput, match=r"grey\.jpg is larger than"):
-        copy_pictures(source, target)
+    (source / "grey.jpg").write_bytes((PICTURES / "grey.jpg").read_bytes()[:2000])
+    monkeypatch.setattr(preflight, limit, most)
 
-    monkeypatch.setattr(golden_pictures, "MAX_PICTURES", 1)
-    with pytest.raises(BadInput, match="holds 2 pictures; 1 golden ones are the most"):
-        copy_pictures(source, target)
-    assert list(target.iterdir()) == []
+    with pytest.raises(BadInput, match=sentence):
+        preflight.require_decodable(source)

@@ -43,6 +43,30 @@ def test_boxes_become_corners_in_fractions(make: Make) -> None:
     assert picture.xyxy[0] == pytest.approx([0.4, 0.3, 0.6, 0.7])
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"images/val/a.jpg": "other pixels"},
+        {"images/val/b.jpg": ""},
+        {"labels/val/a.txt": "1 0.5 0.5 0.2 0.4\n"},
+        {"labels/val/a.txt": "0 0.5 0.5 0.2 0.4001\n"},
+        {"labels/val/a.txt": LABEL + "0 0.1 0.1 0.1 0.1\n"},
+    ],
+)
+def test_a_data_set_is_known_by_its_pictures_and_labels(make: Make, changed: dict[str, str]) -> None:
+    def sha256() -> str:
+        return open_dataset(tmp, "detection", NAMES, None).sha256()
+
+    tmp = make(**{"labels/val/b.txt": LABEL})
+    before = sha256()
+    make(**{"data.yaml": YAML + "# as it was", "notes.txt": "-"})
+    assert sha256() == before
+
+    make(**changed)
+
+    assert sha256() != before
+
+
 def test_a_picture_without_labels_is_background(make: Make) -> None:
     root = make(**{"images/val/b.png": "", "images/val/c.png": "", "labels/val/c.txt": "\n"})
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from export_pipeline.errors import ExportError
-from export_pipeline.executors.output import MAX_LINE_BYTES, Events, Log, printable
+from export_pipeline.executors.output import MAX_LINE_BYTES, Events, Log
 from export_pipeline.progress import Event
+from export_pipeline.text import printable
 
 WORKING = Event(step="a.b", kind="working", message="half\x1b[2J\ndone", fraction=0.5)
 
@@ -59,6 +60,7 @@ def test_messages_have_a_bound() -> None:
         b'{"step": "publish.publish", "kind": "done"}',
         b'{"step": "a.b", "kind": "done", "more": 1}',
         b"[" * 60_000,
+        b'{"step": "a.b", "kind": "working", "fraction": NaN}',
     ],
 )
 def test_anything_else_is_refused(line: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,46 @@ def test_what_was_not_left_is_named(folder: JobFolder) -> None:
         pytest.raises(ExportError, match="did not leave model"),
     ):
         take_over(own, folder, ["model"])
+
+
+def _deep(result: Path) -> None:
+    (result / "/".join("abcdefghi")).mkdir(parents=True)
+
+
+def _many(result: Path) -> None:
+    result.mkdir()
+    for number in range(2001):
+        (result / str(number)).touch()
+
+
+def _of_length(name: str, length_bytes: int, count: int = 1) -> Callable[[Path], None]:
+    """With holes: it takes no room."""
+
+    def leave(result: Path) -> None:
+        result.mkdir()
+        for number in range(count):
+            with (result / f"{number}{name}").open("wb") as file:
+                file.truncate(length_bytes)
+
+    return leave
+
+
+@pytest.mark.parametrize(
+    ("leave", "says"),
+    [
+        (_deep, "deeper folders, than it may"),
+        (_many, "more files, or"),
+        (_of_length(".json", 64 * 1024**2 + 1), r"left 0\.json, which makes more bytes than it may"),
+        (_of_length(".npz", 1024**3 + 1), r"left 0\.npz, which makes"),
+        (_of_length(".onnx", 16 * 1024**3 + 1), r"left 0\.onnx, which makes"),
+        (_of_length(".onnx", 6 * 1024**3, count=3), r"left \d\.onnx, which makes"),
+    ],
+)
+def test_what_is_too_much_is_refused(leave: Callable[[Path], None], says: str, folder: JobFolder) -> None:
+    with own_folder(folder, RECORD, "export.graph") as own:
+        leave(own / "model")
+
+        with pytest.raises(ExportError, match=says):
+            take_over(own, folder, ["model"])
+
+    assert not folder.model_folder.exists()

@@ -124,21 +124,22 @@ def test_sums_that_do_not_fit(package: Path, tamper: Tamper) -> None:
 @pytest.mark.parametrize(
     ("tamper", "says"),
     [
-        (lambda package: (package / "extra").write_text("hidden"), "belongs to no package: extra"),
+        (lambda package: (package / "extra").write_text("hidden"), "belongs to no package: 'extra'"),
+        (lambda package: (package / "\x1b[2J").touch(), r"belongs to no package: '\\x1b\[2J'"),
         (lambda package: (package / "runtimes/python/setup.py").write_text(""), "belongs to no package"),
-        (lambda package: (package / "README.md").unlink(), "lacks README.md"),
+        (lambda package: (package / "README.md").unlink(), "lacks 'README.md'"),
         (
             lambda package: (package / "runtimes/python/example.py").unlink(),
-            "lacks runtimes/python/example.py",
+            "lacks 'runtimes/python/example.py'",
         ),
-        (lambda package: (package / "validation.json").unlink(), "lacks validation.json"),
-        (lambda package: (package / "model.onnx").rename(package / "weights.onnx"), "lacks model.onnx"),
+        (lambda package: (package / "validation.json").unlink(), "lacks 'validation.json'"),
+        (lambda package: (package / "model.onnx").rename(package / "weights.onnx"), "lacks 'model.onnx'"),
         (lambda package: (package / "model.onnx").write_bytes(b"other"), "model.onnx is not the file"),
         (change("metadata.json", "model_info.model_file.size_bytes", 1), "model.onnx is not the file"),
         (change("metadata.json", "model_info.model_file.sha256", "0" * 64), "model.onnx is not the file"),
         (
             change("metadata.json", "model_info.model_file.name", "labels.txt"),
-            "belongs to no package: model.onnx",
+            "belongs to no package: 'model.onnx'",
         ),
         (lambda package: (package / "labels.txt").write_text("cat\n"), "labels.txt does not name"),
         (lambda package: (package / "labels.txt").write_bytes(b"\xff"), "labels.txt is not UTF-8"),

@@ -223,6 +223,13 @@ def test_what_is_no_entry_of_ours_is_left_alone(
     assert [path for path in sorted(root.rglob("*")) if path.name != LOCK_FILE] == before
 
 
+def test_a_folder_of_many_digits_is_no_version(root: Path, make: EntryMaker) -> None:
+    publish_entry(root, make(1), new_version=False)
+    (root / "m" / ("9" * 200)).mkdir()
+
+    assert next_version(root, "m", new_version=True) == 2
+
+
 def test_a_link_to_an_entry_is_not_replaced(root: Path, make: EntryMaker, tmp_path: Path) -> None:
     publish_entry(tmp_path, make(1), new_version=False)
     (root / "m").symlink_to(tmp_path / "m")

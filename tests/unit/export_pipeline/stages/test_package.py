@@ -109,12 +109,58 @@ def test_an_entry_for_a_trial_has_no_certificate_yet(tmp_path: Path) -> None:
 def test_files_that_have_changed_since_do_not_go_into_an_entry(tmp_path: Path, file: str) -> None:
     folder, record = make_job(tmp_path / "job")
     validation = certify(folder)
-    folder.write(file, b"changed")
+    content = bytearray((folder.path / file).read_bytes())
+    content[0] ^= 1
+    folder.write(file, bytes(content))
 
     with pytest.raises(
         ExportError, match=f"{Path(file).name} is not the file that an earlier stage has left"
     ):
         write_entry(folder, record, tmp_path, validation=validation)
+
+
+@pytest.mark.parametrize(
+    ("file", "forged", "says"),
+    [
+        ("checkpoint.json", {"sha256": "0" * 64}, "checkpoint's SHA-256: 0000"),
+        ("checkpoint.json", {"size_bytes": 1}, r"checkpoint's size in bytes: 1\. It is 7"),
+        ("checkpoint.json", {"framework": "timm"}, r"checkpoint's framework: timm\. It is ultralytics"),
+        ("model/model.json", {"export_format": "tflite"}, r"model's format: tflite\. It is onnx"),
+        ("model/model.json", {"size_bytes": 1}, "model's size in bytes: 1"),
+        ("model/model.json", {"precision": "int8"}, r"model's precision: int8\. It is fp32"),
+        ("model/model.json", {"opset_version": 3}, r"model's opset: 3\. It is 17"),
+        ("model/model.json", {"max_batch_size": 10**9}, r"model's largest batch: 1000000000\. It is 16"),
+        ("model/model.json", {"preprocessing_embedded": False}, "model's own preprocessing: False"),
+        ("model/model.json", {"nms_embedded": True}, "model's own suppression: True"),
+        ("model/model.json", {"head": "yolo_end_to_end"}, r"model's head end-to-end: True\. It is False"),
+        ("model/model.json", {"inputs": []}, r"model's inputs' shapes: \[\]\. It is \[\(-1, 32, 32, 3\)\]"),
+        ("model/model.json", {"file": "../model.onnx"}, "not what an earlier stage wrote"),
+        ("checkpoint.json", {"class_names": ["circle", "\x1b[2J"]}, "not what an earlier stage wrote"),
+        ("checkpoint.json", {"class_names": ["circle", "circle"]}, "not what an earlier stage wrote"),
+        ("checkpoint.json", {"architecture": "two\nlines"}, "not what an earlier stage wrote"),
+    ],
+)
+def test_what_the_isolated_process_says_is_held_against_what_is_known(
+    tmp_path: Path, file: str, forged: dict[str, object], says: str
+) -> None:
+    folder, record = make_job(tmp_path / "job", export_config={"head": "raw"})
+    facts = json.loads((folder.path / file).read_bytes())
+    folder.write(file, json.dumps(facts | forged).encode())
+
+    with pytest.raises(ExportError, match=says):
+        write_entry(folder, record, tmp_path)
+    assert not (tmp_path / "shapes").exists()
+
+
+@pytest.mark.parametrize("imgsz", [None, 64])
+def test_the_input_is_of_the_size_that_was_asked_for(tmp_path: Path, imgsz: int | None) -> None:
+    folder, record = make_job(tmp_path / "job", export_config={"imgsz": imgsz})
+    model = folder.model()
+    resize = model.resize.model_copy(update={"size": (96, 96)})
+    folder.write("model/model.json", model.model_copy(update={"resize": resize}).to_json())
+
+    with pytest.raises(ExportError, match=r"input size: \(96, 96\)\. It is \((32, 32|64, 64)\)"):
+        write_entry(folder, record, tmp_path)
 
 
 def test_the_entry_says_what_was_certified_and_measured(tmp_path: Path) -> None:
@@ -232,12 +278,12 @@ def test_the_readme_of_other_kinds(tmp_path: Path, kind: str, says: str) -> None
 
 def test_many_classes_and_wild_names_stay_in_their_lines(tmp_path: Path) -> None:
     folder, record = make_job(tmp_path / "job", "end_to_end")
-    names = ("two\nlines", "`code`", "\u2028", *(f"class {index}" for index in range(30)))
+    names = ("two words", "`code`", "a|b", *(f"class {index}" for index in range(30)))
     folder.write("checkpoint.json", folder.checkpoint().model_copy(update={"class_names": names}).to_json())
 
     verify_package(write_package(folder, record))
 
-    assert (folder.package / "labels.txt").read_text().split("\n")[:2] == ["two lines", "`code`"]
+    assert (folder.package / "labels.txt").read_text().split("\n")[:2] == ["two words", "`code`"]
     assert (folder.package / "labels.txt").read_text().count("\n") == len(names)
     assert "33; `labels.txt` names them" in (folder.package / "README.md").read_text()
 

@@ -54,6 +54,7 @@ def test_what_is_no_configuration_is_refused(text: str) -> None:
         (CONFIG.replace("predictions", "boxes"), "output"),
         (CONFIG.replace("FP32", "FP16"), "output"),
         (CONFIG.replace("[5, 3]", "[6, 3]"), "output"),
+        (CONFIG.replace("TYPE_UINT8", "99"), "input"),  # a number that has no name
         (CONFIG + 'output [{ name: "more" data_type: TYPE_FP32 dims: [1] }]', "output"),
         (CONFIG.replace("size: 8", "size: 0"), "input"),
         (CONFIG.replace("size: 8", "size: 0").replace("dims: [", "dims: [-1, "), "max_batch_size"),

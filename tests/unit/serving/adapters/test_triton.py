@@ -10,7 +10,14 @@ from tritonclient.grpc import service_pb2
 
 from serving.adapters.triton import _request_message, _varint, error_for
 from serving.adapters.triton_region import Place
-from serving.errors import BackendUnavailable, DeadlineExceeded, InternalError, Overloaded, VisiongateError
+from serving.errors import (
+    BackendUnavailable,
+    DeadlineExceeded,
+    InternalError,
+    Overloaded,
+    VersionGone,
+    VisiongateError,
+)
 from tests.support import onnx_models
 
 
@@ -24,8 +31,13 @@ def test_every_status_of_grpc_means_something(code: grpc.StatusCode) -> None:
     [
         (grpc.StatusCode.UNKNOWN, "", InternalError),
         (grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses", BackendUnavailable),
-        (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'm' is not found", BackendUnavailable),
-        (grpc.StatusCode.INVALID_ARGUMENT, "Model 'm' is not ready", BackendUnavailable),
+        (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'm' is not found", VersionGone),
+        (grpc.StatusCode.INVALID_ARGUMENT, "Model 'm' is not ready", VersionGone),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "Request for unknown model: 'm' version 1 is not at ready state",
+            VersionGone,
+        ),
         (grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape for input", InternalError),
         (grpc.StatusCode.INTERNAL, "Stub process 'm_0_0' is not healthy.", BackendUnavailable),
         (grpc.StatusCode.CANCELLED, "", BackendUnavailable),

@@ -107,6 +107,7 @@ async def test_the_model_in_body_and_path_must_agree(world: World, jpeg: bytes) 
         b'{"image": "aGk=", "confidence_threshold": NaN}',
         b'{"image": "aGk=", "confidence_threshold": Infinity}',
         b'{"image": "aGk=", "confidence_threshold": "0.5"}',
+        b'{"image": "aGk=", "confidence_threshold": true}',
         b'{"image": "aGk=", "iou_threshold": 2}',
         b'{"image": "aGk=", "max_detections": 0}',
         b'{"image": "aGk=", "max_detections": 1001}',

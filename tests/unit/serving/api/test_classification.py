@@ -11,7 +11,7 @@ import orjson
 import pytest
 from numpy.typing import NDArray
 
-from serving.api.answers import model_details
+from serving.api.answers import model_description, model_details
 from serving.domain.contract import ModelContract
 from serving.domain.tenant import Tier
 from tests.support.contracts import CLASSIFIER, END_TO_END, changed, classifier_contract
@@ -117,6 +117,13 @@ async def test_it_is_listed_with_the_defaults_that_it_has(world: World) -> None:
     (model,) = response.json()["models"]
     assert model["task"] == "classification"
     assert model["defaults"] == {"confidence_threshold": 0.0, "max_detections": 5}
+
+
+def test_a_detector_without_suppression_has_no_threshold_for_it() -> None:
+    document = changed("postprocessing.nms.enabled", False, END_TO_END)
+    final = ModelContract.parse(changed("postprocessing.nms.embedded", False, document))
+
+    assert model_description(final)["defaults"] == {"confidence_threshold": 0.25, "max_detections": 300}
 
 
 async def test_a_detector_is_served_beside_it(tier: Tier) -> None:

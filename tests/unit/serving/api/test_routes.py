@@ -135,3 +135,12 @@ async def test_every_code_is_documented_under_its_status(
 
     documented = schema["paths"][path]["post"]["responses"][str(status)]["description"]
     assert code in documented.split(", ")
+
+
+@pytest.mark.parametrize("path", ["/v1/infer", "/v1/infer/{deployment_id}"])
+async def test_the_header_that_names_the_contract_is_documented(world: World, path: str) -> None:
+    schema = (await world.client.get("/openapi.json")).json()
+
+    answered = schema["paths"][path]["post"]["responses"]["200"]
+    assert list(answered["headers"]) == ["X-Model-Contract"]
+    assert answered["content"]["application/json"]["schema"]["anyOf"]

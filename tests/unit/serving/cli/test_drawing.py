@@ -96,5 +96,16 @@ def test_the_table_of_a_classification_has_no_sides() -> None:
     assert table.row_count == 2
 
 
+def test_names_are_shown_and_not_obeyed() -> None:
+    console = Console(width=120)
+    rows = [named("[/x]", 0.9), named("[red]dog[/red]", 0.8), named("\x1b[2Jcat\n\x07", 0.7)]
+    with console.capture() as captured:
+        console.print(predictions_table(rows, title="[/photo].jpg"))
+
+    text = captured.get()
+    assert all(shown in text for shown in ("[/photo].jpg", "[/x]", "[red]dog[/red]", r"\x1b[2Jcat\n\x07"))
+    assert all(line.isprintable() for line in text.splitlines())
+
+
 def test_a_table_of_nothing_is_a_table() -> None:
     assert predictions_table([], title="nothing").row_count == 0

@@ -37,6 +37,7 @@ def as_tuples(found: Classification) -> list[tuple[int, float]]:
         (scores(np.inf, -np.inf), OPTIONS),
         (scores(0.5, 0.25), replace(OPTIONS, confidence_threshold=0.5)),  # just the threshold
         (scores(0.1, 0.9), replace(OPTIONS, confidence_threshold=1.0)),
+        (scores(0.0, 0.0), replace(OPTIONS, confidence_threshold=1e-50)),  # in float32 it is 0
         (scores(0.1, 0.9), replace(OPTIONS, class_ids=frozenset())),
     ],
 )
