@@ -392,7 +392,7 @@ def _crop_or_pad(resized: NDArray[np.uint8], placement: _Placement, contract: _C
 class _Options:
     """confidence_threshold: predictions are above it. class_ids: to keep; None is all."""
 
-    confidence_threshold: np.float32
+    confidence_threshold: float
     iou_threshold: float
     max_detections: int
     class_ids: list[int] | None
@@ -413,6 +413,8 @@ def _options(
         defaults = {**contract.top, "iou_threshold": 0.0, "max_detections": contract.top["top_k"]}
     else:
         defaults = contract.nms
+        if iou is not None and not defaults["enabled"]:
+            raise ValueError("iou_threshold: no boxes of this model compete.")
         if defaults["embedded"]:
             _require_within_the_graph(defaults, confidence, iou, count)
     chosen = [
@@ -426,7 +428,7 @@ def _options(
     if not (0 <= chosen[0] <= 1 and 0 <= chosen[1] <= 1 and 1 <= chosen[2] <= 1000):
         raise ValueError(f"Thresholds lie between 0 and 1 and max_detections between 1 and 1000: {chosen}.")
     ids = None if classes is None else [_class_id(contract.class_names, each) for each in classes]
-    return _Options(np.float32(chosen[0]), float(chosen[1]), int(chosen[2]), ids)
+    return _Options(float(chosen[0]), float(chosen[1]), int(chosen[2]), ids)
 
 
 def _require_within_the_graph(
@@ -474,7 +476,8 @@ def _top(scores: NDArray[np.float32], options: _Options) -> tuple[NDArray[np.flo
     """(C,) to the best, most confident first, of equal ones the lower class first; 0 lets all through."""
     asked = np.ones(len(scores), np.bool_) if options.class_ids is None else np.zeros(len(scores), np.bool_)
     asked[options.class_ids or []] = True
-    above = scores > options.confidence_threshold if options.confidence_threshold > 0 else scores >= 0
+    threshold = options.confidence_threshold
+    above = scores > np.float32(threshold) if threshold > 0 else scores >= 0
     chosen = (asked & above & np.isfinite(scores)).nonzero()[0]
     best = chosen[np.argsort(-scores[chosen], kind="stable")][: options.max_detections]
     return scores[best], best
@@ -486,7 +489,7 @@ Rows = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 
 def _detect(contract: _Contract, rows: NDArray[np.float32], options: _Options) -> Rows:
     read = _read_raw if contract.head == "yolo_raw" else _read_end_to_end
-    xyxy, confidence, class_id = read(rows, options.confidence_threshold, len(contract.class_names))
+    xyxy, confidence, class_id = read(rows, np.float32(options.confidence_threshold), len(contract.class_names))
     xyxy = xyxy * np.array(contract.box_unit_wh * 2, np.float32)
     stays = np.isfinite(xyxy).all(axis=1) & np.isfinite(confidence)
     if options.class_ids is not None:
