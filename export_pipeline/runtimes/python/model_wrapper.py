@@ -489,7 +489,8 @@ Rows = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 
 def _detect(contract: _Contract, rows: NDArray[np.float32], options: _Options) -> Rows:
     read = _read_raw if contract.head == "yolo_raw" else _read_end_to_end
-    xyxy, confidence, class_id = read(rows, np.float32(options.confidence_threshold), len(contract.class_names))
+    threshold = np.float32(options.confidence_threshold)
+    xyxy, confidence, class_id = read(rows, threshold, len(contract.class_names))
     xyxy = xyxy * np.array(contract.box_unit_wh * 2, np.float32)
     stays = np.isfinite(xyxy).all(axis=1) & np.isfinite(confidence)
     if options.class_ids is not None:
