@@ -245,7 +245,7 @@ def test_no_permission(world: World, spoil: Callable[[World], dict[str, str]], s
         (
             2 * MEBIBYTE,
             "model",
-            {"job.json", "state.json", "checkpoint", "checkpoint.json", "log.txt", ".lock"},
+            {"job.json", "state.json", "checkpoint", "checkpoint.json", "fetched.json", "log.txt", ".lock"},
         ),
     ],
     ids=["here", "in the isolated process"],
