@@ -60,25 +60,19 @@ class Gateway:
         Raises any VisiongateError; a request that raises is not billed, and its tokens are given back.
         """
         lane = self._choose_lane(principal, request.model)
-        for _ in range(MOST_SWAPS):
+        swaps = 0
+        while True:
             try:
-                return await self._infer_on(lane, principal, request, render)
+                with lane.in_use():  # to its end: a lane that is replaced meanwhile stays open for it
+                    return await self._infer_on(lane, principal, request, render)
             except VersionGone:  # the server let go of it before this process saw what is published now
-                left_seconds = request.deadline - self._clock.monotonic()
-                lane = await self._lanes.successor(lane, within_seconds=min(SWAP_SECONDS, left_seconds))
-        return await self._infer_on(lane, principal, request, render)
+                if swaps == MOST_SWAPS:
+                    raise
+            swaps += 1
+            left_seconds = request.deadline - self._clock.monotonic()
+            lane = await self._lanes.successor(lane, within_seconds=min(SWAP_SECONDS, left_seconds))
 
     async def _infer_on(
-        self,
-        lane: Lane,
-        principal: Principal,
-        request: InferenceRequest,
-        render: Callable[[InferenceAnswer], T],
-    ) -> T:
-        with lane.in_use():  # from here to its end: a lane that is replaced meanwhile stays open for it
-            return await self._infer_with(lane, principal, request, render)
-
-    async def _infer_with(
         self,
         lane: Lane,
         principal: Principal,

@@ -10,9 +10,9 @@ from export_pipeline.certificate.average_precision import Found, mean_average_pr
 from export_pipeline.certificate.measurements import DatasetMeasured
 from export_pipeline.certificate.report import Accuracy, Path, Side
 from export_pipeline.datasets import Dataset, LabelledPicture
+from export_pipeline.metadata import TOP_K
 from export_pipeline.predictions import Predictions, PredictionSet
 
-TOP_FEW = 5
 COMPARABLE_MAP = 0.02
 """How far the framework's own mAP may be from ours before a note says so."""
 BOXES_NOTE = (
@@ -71,7 +71,7 @@ def unlike_framework(accuracy: Accuracy) -> Iterator[str]:
 def _figures(dataset: Dataset, predictions: PredictionSet) -> dict[str, float]:
     if dataset.pictures[0].xyxy is None:
         ranks = [_rank(picture, predictions.get(picture.key)) for picture in dataset.pictures]
-        return {f"top{k}": float(np.mean([rank < k for rank in ranks])) for k in (1, TOP_FEW)}
+        return {f"top{k}": float(np.mean([rank < k for rank in ranks])) for k in (1, TOP_K)}
     found = mean_average_precision(
         [_found(picture, predictions.get(picture.key)) for picture in dataset.pictures]
     )

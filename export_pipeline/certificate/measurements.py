@@ -23,6 +23,7 @@ from export_pipeline.datasets import Dataset, open_dataset
 from export_pipeline.errors import BadInput
 from export_pipeline.facts import Facts, ModelFacts
 from export_pipeline.job import JobFolder, JobRecord
+from export_pipeline.metadata import TOP_K
 from export_pipeline.text import PlainText
 
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -33,7 +34,6 @@ LOWERED_CONFIDENCE = 0.01
 DATASET_CONFIDENCE = 0.001
 DATASET_IOU = 0.7
 DATASET_DETECTIONS = 300
-TOP_K = 5
 
 
 class Golden(Facts):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -33,7 +33,7 @@ from export_pipeline.certificate.speed import measure_speed
 from export_pipeline.certificate.suppressed import compare_suppressed
 from export_pipeline.certificate.tensors import Run, TensorAgreement, compare_tensors
 from export_pipeline.certificate.tolerances import tolerances_for
-from export_pipeline.datasets import Dataset, open_dataset
+from export_pipeline.datasets import Dataset, LabelledPicture, open_dataset
 from export_pipeline.errors import BadInput, ExportError, ValidationFailed
 from export_pipeline.facts import CheckpointFacts, ModelFacts
 from export_pipeline.frameworks import OpenedModel, Thresholds
@@ -217,10 +217,13 @@ def _different(pictures: Sequence[Path]) -> Sequence[Path]:
     return [pictures[int(position)] for position in positions]
 
 
-def _groups(dataset: Dataset) -> Iterator[list[Any]]:
+def _folder_of(picture: LabelledPicture) -> Path:
+    return picture.file.parent
+
+
+def _groups(dataset: Dataset) -> Iterator[list[LabelledPicture]]:
     """In order, at most so many at a time, and of one folder, so that no file name is there twice."""
-    folder_of: Callable[[Any], Path] = lambda picture: picture.file.parent  # noqa: E731 (typed)
-    for _, of_folder in groupby(dataset.pictures, key=folder_of):
+    for _, of_folder in groupby(dataset.pictures, key=_folder_of):
         pictures = list(of_folder)
         for begin in range(0, len(pictures), PICTURES_AT_A_TIME):
             yield pictures[begin : begin + PICTURES_AT_A_TIME]

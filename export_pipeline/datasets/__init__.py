@@ -24,6 +24,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from export_pipeline.datasets.paths import labels_folder, read_text
 from export_pipeline.errors import BadInput, reading
 from export_pipeline.job import sha256_of
 from export_pipeline.request import TaskType
@@ -33,7 +34,6 @@ PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 OTHER_PICTURE_SUFFIXES = frozenset({".avif", ".dng", ".heic", ".heif", ".jp2", ".mpo", ".tif", ".tiff"})
 """What Ultralytics takes besides: refused, since left out in silence they would change the figures."""
 MAX_PICTURES = 100_000
-MAX_TEXT_BYTES = 16 * 1024**2
 OUTSIDE_TOLERANCE = 0.01
 """How far outside of 0..1 a label may be: Ultralytics' own."""
 
@@ -115,7 +115,7 @@ def _description_file(path: Path) -> Path:
 
 def _yaml(file: Path) -> dict[str, Any]:
     try:
-        description = yaml.safe_load(_text(file))
+        description = yaml.safe_load(read_text(file))
     except (yaml.YAMLError, RecursionError) as exc:
         mark = getattr(exc, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
@@ -162,7 +162,7 @@ def _picture_files(source: Path) -> Iterator[Path]:
 
 def _listed(source: Path) -> list[Path]:
     files = []
-    for number, line in enumerate(_text(source).splitlines(), 1):
+    for number, line in enumerate(read_text(source).splitlines(), 1):
         if not line.strip():
             continue
         file = Path(os.path.normpath(source.parent / line.strip()))
@@ -182,11 +182,11 @@ def _is_picture(file: Path) -> bool:
 
 
 def _with_boxes(file: Path, root: Path, class_count: int) -> LabelledPicture:
-    labels = _labels_file(file)
+    labels = labels_folder(file.absolute().parent) / f"{file.stem}.txt"
     rows = []
     if labels.exists():
         with reading(labels, "the label file"):
-            lines = _text(labels).splitlines()
+            lines = read_text(labels).splitlines()
         for number, line in enumerate(lines, 1):
             if line.strip():
                 rows.append(_label(line, f"{labels} line {number}", class_count))
@@ -197,16 +197,6 @@ def _with_boxes(file: Path, root: Path, class_count: int) -> LabelledPicture:
         np.array([class_id for class_id, *_ in rows], np.int64),
         np.array([xyxy for _, *xyxy in rows], np.float64).reshape(-1, 4),
     )
-
-
-def _labels_file(picture: Path) -> Path:
-    """As Ultralytics finds it: the last `images` of the path becomes `labels`."""
-    parts = list(picture.absolute().with_suffix(".txt").parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
-            break
-    return Path(*parts)
 
 
 def _label(line: str, where: str, class_count: int) -> tuple[int, float, float, float, float]:
@@ -248,12 +238,3 @@ def _class_folders(path: Path, class_names: Sequence[str], max_pictures: int | N
             for file, class_id in files
         ),
     )
-
-
-def _text(file: Path) -> str:
-    if file.stat().st_size > MAX_TEXT_BYTES:
-        raise BadInput(f"{file} is larger than {MAX_TEXT_BYTES // 1024**2} MiB.")
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as exc:
-        raise BadInput(f"{file} is not UTF-8 text.") from exc

@@ -8,8 +8,10 @@ from typing import Any, Final
 
 import yaml
 
+from export_pipeline.errors import BadInput
+
 _SPLITS: Final = ("train", "val", "validation", "test")
-_MAX_TEXT_BYTES = 16 * 1024**2
+MAX_TEXT_BYTES: Final = 16 * 1024**2
 
 
 def paths_of(dataset: Path) -> list[Path]:
@@ -26,8 +28,8 @@ def paths_of(dataset: Path) -> list[Path]:
 
 def _named_by(file: Path) -> Iterator[Path]:
     try:
-        description = yaml.safe_load(_text(file))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        description = yaml.safe_load(read_text(file))
+    except (BadInput, OSError, ValueError, RecursionError, yaml.YAMLError):
         return
     if not isinstance(description, dict):
         return
@@ -48,19 +50,19 @@ def _entries(value: Any) -> list[str]:
 def _with_labels(source: Path) -> Iterator[Path]:
     yield source
     if source.suffix != ".txt":
-        yield _labels_of(source)
+        yield labels_folder(source)
         return
     try:
-        lines = _text(source).split("\n")
-    except (OSError, ValueError):
+        lines = read_text(source).split("\n")
+    except (BadInput, OSError):
         return
     for folder in dict.fromkeys((source.parent / line.strip()).parent for line in lines if line.strip()):
         yield folder
-        yield _labels_of(folder)
+        yield labels_folder(folder)
 
 
-def _labels_of(pictures: Path) -> Path:
-    """As Ultralytics finds them: the last `images` of the path becomes `labels`."""
+def labels_folder(pictures: Path) -> Path:
+    """Of a folder of pictures, as Ultralytics finds it: the last `images` of the path becomes `labels`."""
     parts = list(pictures.parts)
     for index in range(len(parts) - 1, -1, -1):
         if parts[index] == "images":
@@ -69,7 +71,11 @@ def _labels_of(pictures: Path) -> Path:
     return Path(*parts)
 
 
-def _text(file: Path) -> str:
-    if file.stat().st_size > _MAX_TEXT_BYTES:
-        raise ValueError(f"{file} is too large")
-    return file.read_text(encoding="utf-8-sig")
+def read_text(file: Path) -> str:
+    """A description, list or label file. Raises BadInput for one that is too large or not UTF-8; OSError."""
+    if file.stat().st_size > MAX_TEXT_BYTES:
+        raise BadInput(f"{file} is larger than {MAX_TEXT_BYTES // 1024**2} MiB.")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise BadInput(f"{file} is not UTF-8 text.") from exc

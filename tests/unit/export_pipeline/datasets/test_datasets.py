@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from export_pipeline import datasets
-from export_pipeline.datasets import open_dataset
+from export_pipeline.datasets import open_dataset, paths
 from export_pipeline.errors import BadInput
 from export_pipeline.request import TaskType
 
@@ -177,7 +177,7 @@ def test_bytes_that_are_no_text_and_files_without_an_end_are_refused(
     with pytest.raises(BadInput, match=r"a\.txt is not UTF-8 text"):
         open_dataset(root, "detection", NAMES, None)
 
-    monkeypatch.setattr(datasets, "MAX_TEXT_BYTES", 4)
+    monkeypatch.setattr(paths, "MAX_TEXT_BYTES", 4)
     with pytest.raises(BadInput, match=r"data\.yaml is larger than"):
         open_dataset(root, "detection", NAMES, None)
 
