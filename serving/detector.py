@@ -52,6 +52,7 @@ class _Decoded:
     rgb: NDArray[np.uint8]
     options: PredictionOptions
     deadline: float
+    priority: int
 
     @property
     def size(self) -> Size:
@@ -98,7 +99,9 @@ class Detector:
             clock=clock,
         )
 
-    async def detect(self, data: bytes, options: PredictionOptions, *, deadline: float) -> PictureAnswer:
+    async def detect(
+        self, data: bytes, options: PredictionOptions, *, deadline: float, priority: int
+    ) -> PictureAnswer:
         """Raises PictureUndecodable, PictureTooLarge, UnsupportedMediaType and what the backend raises."""
         pixels = read_header(data).pixels_within(self._limits.max_picture_pixels)
         try:
@@ -106,7 +109,9 @@ class Detector:
                 started = self._clock.monotonic()
                 rgb = await self._in_thread(decode_rgb, data, max_pixels=self._limits.max_picture_pixels)
                 decode_seconds = self._clock.monotonic() - started
-                batched = await self._batcher.submit(_Decoded(rgb, options, deadline), deadline=deadline)
+                batched = await self._batcher.submit(
+                    _Decoded(rgb, options, deadline, priority), deadline=deadline
+                )
         except TimeoutError as exc:
             raise DeadlineExceeded from exc
         share = batched.result
@@ -134,7 +139,10 @@ class Detector:
             )
             preprocessed = self._clock.monotonic()
             output = await self._backend.infer(
-                contract, batch_nhwc, deadline=max(picture.deadline for picture in pictures)
+                contract,
+                batch_nhwc,
+                deadline=max(picture.deadline for picture in pictures),
+                priority=min(picture.priority for picture in pictures),
             )
         inferred = self._clock.monotonic()
         predictions = await self._in_thread(

@@ -6,13 +6,14 @@
     ├── RequestError              the caller's doing: 4xx, never retried unchanged
     │   ├── Unauthenticated 401 ── KeyExpired, KeyRevoked
     │   ├── Forbidden 403
-    │   ├── ModelNotFound 404 ── ModelRefused; RouteNotFound 404, MethodNotAllowed 405
+    │   ├── ModelNotFound 404 ── ModelRefused; UnknownKey, RouteNotFound 404, MethodNotAllowed 405
     │   ├── PayloadTooLarge 413
     │   ├── UnsupportedMediaType 415
-    │   └── InvalidRequest 422 ── PictureUndecodable, PictureTooLarge
+    │   ├── InvalidRequest 422 ── PictureUndecodable, PictureTooLarge
+    │   └── IdempotencyKeyReused 422, IdempotencyKeyInUse 409
     ├── RefusalError              ours to refuse, the caller's to repeat later: 429 and 503
-    │   ├── RateLimited 429, QuotaExceeded 429
-    │   └── Overloaded 503, BackendUnavailable 503 ── VersionGone
+    │   ├── LimitReached 429 ── RateLimited, TooManyAtOnce, QuotaExceeded
+    │   └── Overloaded 503, BackendUnavailable 503 ── VersionGone, AccountsUnavailable
     ├── DeadlineExceeded 504
     ├── InternalError 500
     └── OperatorError             start-up trouble, printed to the operator, never sent to a client
@@ -115,6 +116,15 @@ class MethodNotAllowed(RequestError):
         super().__init__("This path does not take this method; /docs lists what it takes.")
 
 
+class UnknownKey(RequestError):
+    code = "key_not_found"
+    status = 404
+    title = "Unknown key"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"There is no key {key_id!r}.")
+
+
 class PayloadTooLarge(RequestError):
     code = "payload_too_large"
     status = 413
@@ -158,24 +168,54 @@ class PictureTooLarge(InvalidRequest):
         super().__init__(f"{width} x {height} pixels is more than the limit of {limit_pixels} pixels.")
 
 
+class IdempotencyKeyReused(RequestError):
+    code = "idempotency_key_reused"
+    status = 422
+    title = "Idempotency-Key used for another request"
+
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key came with another request within 24 hours; choose a new one.")
+
+
+class IdempotencyKeyInUse(RequestError):
+    code = "idempotency_key_in_use"
+    status = 409
+    title = "Request still in progress"
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__("The first request with this Idempotency-Key is still in progress.")
+        self.retry_after_seconds = retry_after_seconds
+
+
 class RefusalError(VisiongateError):
     def __init__(self, why: str, *, retry_after_seconds: float) -> None:
         super().__init__(why)
         self.retry_after_seconds = retry_after_seconds
 
 
-class RateLimited(RefusalError):
+class LimitReached(RefusalError):
+    """violated_policies: by the names that the `RateLimit-Policy` field gives them."""
+
+    status = 429
+    type_uri = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+    violated_policies: ClassVar[tuple[str, ...]]
+
+
+class RateLimited(LimitReached):
     code = "rate_limited"
-    status = 429
     title = "Rate limit reached"
-    type_uri = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+    violated_policies = ("burst",)
 
 
-class QuotaExceeded(RefusalError):
+class TooManyAtOnce(RateLimited):
+    title = "Too many requests at once"
+    violated_policies = ("concurrent",)
+
+
+class QuotaExceeded(LimitReached):
     code = "quota_exceeded"
-    status = 429
     title = "Monthly quota used up"
-    type_uri = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+    violated_policies = ("month",)
 
 
 class Overloaded(RefusalError):
@@ -197,6 +237,15 @@ class BackendUnavailable(RefusalError):
         self, why: str = "No inference server is ready for this model.", *, retry_after_seconds: float = 1.0
     ) -> None:
         super().__init__(why, retry_after_seconds=retry_after_seconds)
+
+
+class AccountsUnavailable(BackendUnavailable):
+    """Redis is down, slow, read-only, full, or has forgotten its counters: the fallback takes over."""
+
+    title = "Accounts unavailable"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
 
 
 class VersionGone(BackendUnavailable):

@@ -43,6 +43,30 @@ class Metrics:
         self.requests_in_flight = Gauge(
             "visiongate_requests_in_flight", "Requests being worked on.", registry=registry
         )
+        self.accounts_fallback = Gauge(
+            "visiongate_accounts_fallback",
+            "1 while Redis cannot be relied on, and this replica admits by its own share of each rate.",
+            registry=registry,
+        )
+        self.accounts_failures = Counter(
+            "visiongate_accounts_failures_total",
+            "Calls of Redis that failed, by why.",
+            ["reason"],
+            registry=registry,
+        )
+        self.journal_events = Gauge(
+            "visiongate_journal_events",
+            "Usage events in this replica's journal that Redis has not got yet.",
+            registry=registry,
+        )
+        self.journal_replayed = Counter(
+            "visiongate_journal_replayed_total", "Usage events handed over from journals.", registry=registry
+        )
+        self.tiers_reload_failures = Counter(
+            "visiongate_tiers_reload_failures_total",
+            "Times that the tier table was changed into one that cannot be used.",
+            registry=registry,
+        )
         self.held_body_bytes = Gauge(
             "visiongate_held_body_bytes", "Bytes of request bodies held in memory.", registry=registry
         )

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 from serving.domain.contract import ModelContract
-from serving.domain.inference import InferenceAnswer, InferenceRequest, PictureAnswer, SentPicture
+from serving.domain.inference import (
+    InferenceAnswer,
+    InferenceRequest,
+    PictureAnswer,
+    RenderedAnswer,
+    SentPicture,
+)
+from serving.domain.limits import LimitState
+from serving.domain.money import micros
 from serving.domain.tenant import Principal
 from serving.domain.usage import UsageEvent
 from serving.errors import Forbidden, InvalidRequest, ModelNotFound, RequestError, VersionGone
@@ -18,12 +25,12 @@ from serving.lane import Lane
 from serving.lanes import Lanes
 from serving.ports import Admission, Clock, KeyStore, Reservation, UsageMeter
 
-T = TypeVar("T")
-
 SWAP_SECONDS = 3.0
 """How long a request waits, whose version is gone, for the one that takes its place."""
 MOST_SWAPS = 2
 """That one request survives."""
+LEASE_GRACE_SECONDS = 5.0
+"""After its deadline: what a request has reserved is not given back under its hands while it settles."""
 
 
 class Gateway:
@@ -52,11 +59,20 @@ class Gateway:
         """Raises Forbidden, ModelNotFound, ModelRefused, BackendUnavailable while it is being loaded."""
         return self._choose_lane(principal, name).contract
 
+    async def limits(self, principal: Principal) -> LimitState:
+        return await self._admission.limits(principal)
+
     async def infer(
-        self, principal: Principal, request: InferenceRequest, render: Callable[[InferenceAnswer], T]
-    ) -> T:
+        self,
+        principal: Principal,
+        request: InferenceRequest,
+        render: Callable[[InferenceAnswer], RenderedAnswer],
+        *,
+        note_limits: Callable[[LimitState], None],
+    ) -> RenderedAnswer:
         """`render` makes what will be sent: nothing that can still fail comes after the bill.
 
+        note_limits: told what is left once the request is admitted, however it ends.
         Raises any VisiongateError; a request that raises is not billed, and its tokens are given back.
         """
         lane = self._choose_lane(principal, request.model)
@@ -64,7 +80,7 @@ class Gateway:
         while True:
             try:
                 with lane.in_use():  # to its end: a lane that is replaced meanwhile stays open for it
-                    return await self._infer_on(lane, principal, request, render)
+                    return await self._infer_on(lane, principal, request, render, note_limits)
             except VersionGone:  # the server let go of it before this process saw what is published now
                 if swaps == MOST_SWAPS:
                     raise
@@ -77,8 +93,9 @@ class Gateway:
         lane: Lane,
         principal: Principal,
         request: InferenceRequest,
-        render: Callable[[InferenceAnswer], T],
-    ) -> T:
+        render: Callable[[InferenceAnswer], RenderedAnswer],
+        note_limits: Callable[[LimitState], None],
+    ) -> RenderedAnswer:
         contract, detector = lane.contract, lane.detector
         options = contract.options(
             confidence_threshold=request.confidence_threshold,
@@ -91,11 +108,21 @@ class Gateway:
             raise InvalidRequest(f"Your tier allows {most} pictures in one request.")
 
         reservation = await self._admission.admit(
-            principal, request_id=request.request_id, pictures=len(request.pictures)
+            principal,
+            request_id=request.request_id,
+            pictures=len(request.pictures),
+            lease_seconds=max(0.0, request.deadline - self._clock.monotonic()) + LEASE_GRACE_SECONDS,
+            idempotency=request.idempotency,
         )
+        if isinstance(reservation, RenderedAnswer):
+            return reservation
+        note_limits(reservation.limits)
         try:
             pictures = await _each_picture(
-                request, lambda data: detector.detect(data, options, deadline=request.deadline)
+                request,
+                lambda data: detector.detect(
+                    data, options, deadline=request.deadline, priority=principal.tier.priority
+                ),
             )
             answer = InferenceAnswer(contract, pictures)
             rendered = render(answer)
@@ -104,12 +131,13 @@ class Gateway:
             await asyncio.shield(self._admission.give_back(reservation))
             raise
         # A client that leaves now finds the event recorded and its tokens spent, never one without the other.
-        await asyncio.shield(self._settle(self._usage_event(principal, request, answer), reservation))
+        event = _usage_event(principal, request, answer, reservation)
+        await asyncio.shield(self._settle(event, reservation, rendered))
         return rendered
 
-    async def _settle(self, event: UsageEvent, reservation: Reservation) -> None:
+    async def _settle(self, event: UsageEvent, reservation: Reservation, answer: RenderedAnswer) -> None:
         try:
-            await self._meter.settle(event)
+            await self._meter.settle(event, reservation, answer)
         except BaseException:
             await self._admission.give_back(reservation)
             raise
@@ -131,22 +159,34 @@ class Gateway:
         (only,) = allowed
         return only
 
-    def _usage_event(
-        self, principal: Principal, request: InferenceRequest, answer: InferenceAnswer
-    ) -> UsageEvent:
-        return UsageEvent(
-            request_id=request.request_id,
-            key_id=principal.key_id,
-            user=principal.user,
-            tier=principal.tier.name,
-            model=answer.contract.name,
-            model_version=answer.model_version,
-            pictures=len(answer.answered),
-            pixels=sum(picture.size.pixels for picture in answer.answered),
-            received_bytes=request.received_bytes,
-            inference_seconds=sum(picture.seconds.inference for picture in answer.answered),
-            answered_at=self._clock.now(),
-        )
+
+def _usage_event(
+    principal: Principal, request: InferenceRequest, answer: InferenceAnswer, reservation: Reservation
+) -> UsageEvent:
+    def slowest_microseconds(stage: str) -> int:
+        seconds = (getattr(picture.seconds, stage) for picture in answer.answered)
+        return round(max(seconds, default=0.0) * 1_000_000)
+
+    return UsageEvent(
+        request_id=request.request_id,
+        key_id=principal.key_id,
+        user=principal.user,
+        tier=principal.tier.name,
+        deployment=answer.contract.name,
+        model_version=answer.model_version,
+        pictures=len(answer.answered),
+        pixels=sum(picture.size.pixels for picture in answer.answered),
+        received_bytes=request.received_bytes,
+        decode_microseconds=slowest_microseconds("decode"),
+        preprocess_microseconds=slowest_microseconds("preprocess"),
+        queue_microseconds=slowest_microseconds("queue"),
+        inference_microseconds=slowest_microseconds("inference"),
+        postprocess_microseconds=slowest_microseconds("postprocess"),
+        price_micros_per_1000=micros(principal.tier.price_per_1000),
+        price_micros_per_month=micros(principal.tier.price_per_month),
+        trace_id=request.trace_id,
+        admitted_at=reservation.admitted_at,
+    )
 
 
 async def _each_picture(

@@ -5,18 +5,23 @@ Every implementation of a port passes the same test suite (`tests/contract/`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.domain.contract import ModelContract
+from serving.domain.idempotency import IdempotencyKey
+from serving.domain.inference import RenderedAnswer
+from serving.domain.key_record import IssuedKey, KeyRecord
+from serving.domain.limits import LimitState
+from serving.domain.month import Month
 from serving.domain.tenant import Principal
-from serving.domain.usage import UsageEvent
+from serving.domain.usage import Invoice, UsageEvent, UsageQuery, UsageTotals
 
 
 class Clock(Protocol):
@@ -34,24 +39,108 @@ class KeyStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What admission set aside for one request, to be kept or given back as a whole."""
+    """What admission set aside for one request, until it is settled or given back as a whole.
+
+    admitted_at: on the clock that admitted it, which is Redis' where Redis did; its month is charged.
+    limits: what is left after it.
+    """
 
     request_id: str
     key_id: str
     pictures: int
+    admitted_at: datetime
+    limits: LimitState
+    idempotency: IdempotencyKey | None = None
+
+    @property
+    def month(self) -> Month:
+        return Month.of(self.admitted_at)
 
 
 class Admission(Protocol):
-    async def admit(self, principal: Principal, *, request_id: str, pictures: int) -> Reservation:
-        """Take one token a picture, all or none. Raises RateLimited, QuotaExceeded."""
+    """Rate, monthly quota and concurrency of a key, decided together, on one clock for all gateways."""
+
+    async def admit(
+        self,
+        principal: Principal,
+        *,
+        request_id: str,
+        pictures: int,
+        lease_seconds: float,
+        idempotency: IdempotencyKey | None = None,
+    ) -> Reservation | RenderedAnswer:
+        """Take a token and a picture of the month's quota for each picture, and one place, all or nothing.
+
+        A reservation that nobody settles or gives back within `lease_seconds` is given back by itself. Where
+        the idempotency key has been answered before, that answer, and nothing is taken.
+
+        Raises RateLimited, TooManyAtOnce, QuotaExceeded; InvalidRequest for more pictures than the burst;
+        IdempotencyKeyReused, IdempotencyKeyInUse; AccountsUnavailable.
+        """
 
     async def give_back(self, reservation: Reservation) -> None:
-        """Undo `admit` for a request that failed. Giving back twice is giving back once."""
+        """Undo `admit` for a request that failed, its claim on the idempotency key included.
+
+        Giving back twice is giving back once. Never raises: what cannot be given back now lapses by itself.
+        """
+
+    async def limits(self, principal: Principal) -> LimitState:
+        """What is left, and nothing taken. Raises AccountsUnavailable."""
 
 
 class UsageMeter(Protocol):
-    async def settle(self, event: UsageEvent) -> None:
-        """Record a billed answer before it leaves. Settling one `request_id` twice records it once."""
+    async def settle(self, event: UsageEvent, reservation: Reservation, answer: RenderedAnswer) -> None:
+        """Record a billed answer durably, before it leaves, and end its reservation.
+
+        What was reserved and not billed (unusable pictures of a list) is given back. The answer is kept for
+        24 hours under the reservation's idempotency key. Settling one `request_id` twice bills it once.
+        Raises AccountsUnavailable where it could not be recorded anywhere.
+        """
+
+
+class Ledger(Protocol):
+    """What has been billed, for good. Each method raises BackendUnavailable."""
+
+    async def usage(self, query: UsageQuery) -> Sequence[UsageTotals]:
+        """By group, in order. Where nothing matches there is no row, but of a `total` one of zeros."""
+
+    async def invoice(self, month: Month, *, user: str | None = None) -> Invoice:
+        """Of everybody, or of one user."""
+
+
+class KeyAdministration(Protocol):
+    """What owners do with keys. `actor` goes into the audit table. Each raises BackendUnavailable.
+
+    A change counts on every gateway within a second: `created` and the rest return once it is published.
+    """
+
+    async def create(
+        self,
+        *,
+        actor: str,
+        user: str,
+        tier: str,
+        models: Iterable[str] | None = None,
+        expires_at: datetime | None = None,
+    ) -> IssuedKey:
+        """`models` None allows every model. Raises OperatorError for what no key can have."""
+
+    async def list(self, *, user: str | None = None) -> Sequence[KeyRecord]:
+        """Every key, also revoked ones, oldest first."""
+
+    async def get(self, key_id: str) -> KeyRecord | None: ...
+
+    async def revoke(self, key_id: str, *, actor: str) -> KeyRecord:
+        """For good, all of its secrets. The first revocation's time stays. Raises UnknownKey."""
+
+    async def rotate(self, key_id: str, *, actor: str, overlap: timedelta) -> IssuedKey:
+        """A new secret for the same key, whose id, limits and usage stay; earlier ones end with the overlap.
+
+        Raises UnknownKey; OperatorError for a key that is revoked or has expired.
+        """
+
+    async def set_user_enabled(self, user: str, *, enabled: bool, actor: str) -> int:
+        """Stop all of a user's keys at once, or let them work again; how many keys that concerns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +194,9 @@ class InferenceBackend(Protocol):
         """
 
     async def infer(
-        self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float
+        self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float, priority: int
     ) -> InferenceOutput:
-        """Run one batch. `deadline` is on `Clock.monotonic`'s line.
+        """Run one batch. `deadline` is on `Clock.monotonic`'s line; priority 1 overtakes 2 in its queue.
 
         Raises VersionGone where the server is there, but not this version, and BackendUnavailable,
         DeadlineExceeded, Overloaded. Cancelling the caller cancels the call.

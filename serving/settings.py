@@ -91,6 +91,15 @@ class Settings(BaseSettings):
     redis_port: Port = 6390
     """Port of the Redis started here (loopback only)."""
 
+    redis_timeout_seconds: Seconds = 0.25
+    """How long one call of Redis may take before the fallback takes over."""
+
+    redis_replicas_to_wait_for: Annotated[int, Field(ge=0)] = 0
+    """Redis replicas that must have a usage event before its answer leaves, so that a failover keeps it."""
+
+    meter_metrics_port: Port = 9103
+    """Where the ledger's consumer answers Prometheus (loopback only)."""
+
     metrics_port: Port = 9102
     """First port that gateway replicas answer Prometheus on (loopback only); each takes the next free one."""
 
@@ -111,6 +120,13 @@ class Settings(BaseSettings):
 
     admin_token: SecretStr = SecretStr("")
     """Bearer token of the control plane; empty is made and kept in the run directory."""
+
+    user_jwt_key: SecretStr | None = None
+    """What users' JSON Web Tokens are checked with: a PEM public key (RS256, ES256, EdDSA) or a shared
+    secret of at least 32 bytes (HS256). None: the control plane takes the admin token only."""
+
+    user_jwt_audience: str = "visiongate"
+    """The `aud` that users' tokens must name."""
 
     tiers_file: Path | None = None
     """The operator's tier table; None is the one that ships with the gateway."""

@@ -28,8 +28,8 @@ from pydantic import SecretStr
 from pydantic_settings import PydanticBaseSettingsSource
 
 from serving.adapters.catalog import FolderCatalog
-from serving.adapters.database import Database
-from serving.adapters.key_registry import KeyRegistry
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.tiers import load_tiers
 from serving.clock import SystemClock
 from serving.errors import OperatorError

@@ -15,12 +15,12 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from serving.adapters.catalog import FolderCatalog
-from serving.adapters.database import Database
-from serving.adapters.keys import SqlKeyStore
 from serving.adapters.memory.admission import InMemoryAdmission
 from serving.adapters.memory.meter import InMemoryMeter
 from serving.adapters.prometheus import serve_metrics
 from serving.adapters.shared_memory import SharedSlots, allocate
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.key_store import SqlKeyStore
 from serving.adapters.tiers import load_tiers
 from serving.adapters.triton import MAX_MESSAGE_BYTES, TritonBackend
 from serving.api.app import build_app

@@ -142,7 +142,7 @@ class TritonBackend:
             yield batch_nhwc
 
     async def infer(
-        self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float
+        self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float, priority: int
     ) -> InferenceOutput:
         with _translated(contract.name):
             response = await self._answer(contract, batch_nhwc, deadline)

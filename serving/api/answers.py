@@ -10,11 +10,17 @@ from starlette.responses import Response
 from serving.api.context import RequestContext
 from serving.domain.contract import ModelContract
 from serving.domain.detections import Detections
-from serving.domain.inference import InferenceAnswer, PictureAnswer, Predictions, StageSeconds
+from serving.domain.inference import (
+    InferenceAnswer,
+    PictureAnswer,
+    Predictions,
+    RenderedAnswer,
+    StageSeconds,
+)
 from serving.errors import RequestError
 
 
-def inference_response(answer: InferenceAnswer, context: RequestContext, *, single: bool) -> Response:
+def rendered(answer: InferenceAnswer, context: RequestContext, *, single: bool) -> RenderedAnswer:
     names = answer.contract.class_names
     body = {
         "latency_ms": _ms(context.elapsed_seconds),
@@ -26,11 +32,12 @@ def inference_response(answer: InferenceAnswer, context: RequestContext, *, sing
         body = {**_picture(answer.pictures[0], names), **body}
     else:
         body = {"results": [_picture(picture, names) for picture in answer.pictures], **body}
-    return Response(
-        orjson.dumps(body),
-        media_type="application/json",
-        headers={"X-Model-Contract": answer.contract.sha256},
-    )
+    return RenderedAnswer(orjson.dumps(body), {"X-Model-Contract": answer.contract.sha256})
+
+
+def inference_response(answer: RenderedAnswer) -> Response:
+    headers = {**answer.headers, **({"Idempotency-Replayed": "true"} if answer.replayed else {})}
+    return Response(answer.body, media_type="application/json", headers=headers)
 
 
 def model_description(contract: ModelContract) -> dict[str, Any]:

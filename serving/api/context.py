@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from serving.domain.limits import LimitState
+
 _KEY = "visiongate.request"
 
 
@@ -26,6 +28,7 @@ class RequestContext:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str | int | None] = field(default_factory=dict)
     code: str = "ok"
+    limits: LimitState | None = None
 
     @property
     def elapsed_seconds(self) -> float:

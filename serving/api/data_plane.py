@@ -13,12 +13,12 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from serving.api import schemas
-from serving.api.answers import inference_response, model_description, model_details
+from serving.api.answers import inference_response, model_description, model_details, rendered
 from serving.api.body import BodyLimits, held_body
 from serving.api.context import RequestContext, context_of
 from serving.api.request_forms import read_inference_request
 from serving.budget import Budget
-from serving.domain.inference import InferenceAnswer
+from serving.domain.inference import InferenceAnswer, RenderedAnswer
 from serving.domain.tenant import Principal
 from serving.errors import Unauthenticated
 from serving.pipeline import Gateway
@@ -157,15 +157,21 @@ async def _infer(plane: DataPlane, request: Request, *, deployment_id: str | Non
             deadline=deadline,
             max_pictures=principal.tier.max_pictures_per_request,
         )
-        return await plane.gateway.infer(principal, asked, partial(_render, context, single=asked.single))
+        answer = await plane.gateway.infer(
+            principal,
+            asked,
+            partial(_render, context, single=asked.single),
+            note_limits=partial(setattr, context, "limits"),
+        )
+        return inference_response(answer)
 
 
-def _render(context: RequestContext, answer: InferenceAnswer, *, single: bool) -> Response:
+def _render(context: RequestContext, answer: InferenceAnswer, *, single: bool) -> RenderedAnswer:
     context.facts.update(
         model=answer.contract.name, model_version=answer.model_version, pictures=len(answer.pictures)
     )
     _note_stages(context, answer)
-    return inference_response(answer, context, single=single)
+    return rendered(answer, context, single=single)
 
 
 async def _authenticate(plane: DataPlane, request: Request) -> Principal:

@@ -44,6 +44,7 @@ async def read_inference_request(
         pictures=pictures,
         single=single,
         deadline=deadline,
+        trace_id=request_id,
         confidence_threshold=options.confidence_threshold,
         iou_threshold=options.iou_threshold,
         max_detections=options.max_detections,

@@ -14,8 +14,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from serving.adapters.database import Database
-from serving.adapters.key_registry import KeyRegistry
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.tiers import load_tiers
 from serving.cli.console import out
 from serving.clock import SystemClock

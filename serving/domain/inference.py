@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serving.domain.classification import Classification
 from serving.domain.contract import ModelContract
 from serving.domain.detections import Detections
 from serving.domain.geometry import Size
+from serving.domain.idempotency import IdempotencyKey
 from serving.errors import RequestError
 
 Predictions = Detections | Classification
@@ -21,7 +23,8 @@ SentPicture = bytes | RequestError
 class InferenceRequest:
     """`single`: asked with one picture, answered with one (`images` answers a list, even of one).
 
-    deadline: on `Clock.monotonic`'s line. None: the model's default.
+    deadline: on `Clock.monotonic`'s line. trace_id: 32 hexadecimal digits. None: the model's default, and of
+    the idempotency key, that the client named none.
     """
 
     request_id: str
@@ -29,6 +32,8 @@ class InferenceRequest:
     pictures: tuple[SentPicture, ...]
     single: bool
     deadline: float
+    trace_id: str
+    idempotency: IdempotencyKey | None = None
     confidence_threshold: float | None = None
     iou_threshold: float | None = None
     max_detections: int | None = None
@@ -75,3 +80,12 @@ class InferenceAnswer:
     def model_version(self) -> str | None:
         """Of the first answered picture; None when no picture could be used."""
         return self.answered[0].model_version if self.answered else None
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedAnswer:
+    """What the client is sent, byte for byte, and is sent again when it repeats its `Idempotency-Key`."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    replayed: bool = False

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
+LOWEST_PRIORITY = 3
+"""As many levels as Triton's queues of our models have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tier:
     """One row of the operator's tier table (`tiers.yaml`). None means unlimited.
 
     rate_limit_per_minute, burst, monthly_quota: in pictures.
+    max_concurrent_requests: of one key, under way at a time, on all gateways together.
+    priority: 1 is served first, wherever requests wait: for a thread, for a batch, in Triton's queue.
     price_per_1000, price_per_month: for a thousand pictures, and whatever was used; in one currency.
     """
 
@@ -21,12 +26,18 @@ class Tier:
     monthly_quota: int | None
     max_pictures_per_request: int
     gpu: bool
+    max_concurrent_requests: int | None = None
+    priority: int = LOWEST_PRIORITY
     price_per_1000: Decimal = Decimal(0)
     price_per_month: Decimal = Decimal(0)
 
     def __post_init__(self) -> None:
         if min(self.rate_limit_per_minute, self.burst, self.max_pictures_per_request) < 1:
             raise ValueError("rate_limit_per_minute, burst and max_pictures_per_request are at least 1")
+        if self.max_concurrent_requests is not None and self.max_concurrent_requests < 1:
+            raise ValueError("max_concurrent_requests is None or at least 1")
+        if not 1 <= self.priority <= LOWEST_PRIORITY:
+            raise ValueError(f"priority is 1 to {LOWEST_PRIORITY}")
         if self.monthly_quota is not None and self.monthly_quota < 0:
             raise ValueError("monthly_quota is None or at least 0")
         if not all(price.is_finite() and price >= 0 for price in (self.price_per_1000, self.price_per_month)):

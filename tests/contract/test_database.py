@@ -17,11 +17,11 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import func, select, text
 
-from serving.adapters.database import Database
-from serving.adapters.key_registry import KeyRegistry
-from serving.adapters.keys import LOOK_UP_TIMEOUT_SECONDS, SqlKeyStore
 from serving.adapters.memory.clock import ManualClock
-from serving.adapters.tables import ApiKeyRow
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.key_registry import KeyRegistry
+from serving.adapters.sql.key_store import LOOK_UP_TIMEOUT_SECONDS, SqlKeyStore
+from serving.adapters.sql.tables import ApiKeyRow
 from serving.adapters.tiers import load_tiers
 from serving.domain.api_key import ApiKey
 from serving.errors import BackendUnavailable
@@ -32,7 +32,7 @@ PROJECT = Path(__file__).parents[2]
 
 PREPARE = """
 import asyncio, sys
-from serving.adapters.database import Database
+from serving.adapters.sql.database import Database
 
 async def main():
     database = Database(sys.argv[1])

@@ -12,11 +12,11 @@ from typing import Protocol
 import pytest
 from pydantic import SecretStr
 
-from serving.adapters.database import Database
-from serving.adapters.key_registry import KeyRegistry
-from serving.adapters.keys import SqlKeyStore
 from serving.adapters.memory.clock import ManualClock
 from serving.adapters.memory.keys import InMemoryKeyStore
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.key_registry import KeyRegistry
+from serving.adapters.sql.key_store import SqlKeyStore
 from serving.adapters.tiers import load_tiers
 from serving.domain.api_key import ApiKey, KeyHasher
 from serving.domain.key_record import IssuedKey, issue_key

@@ -6,7 +6,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 
-from serving.adapters.memory.token_bucket import TokenBucket
+from serving.adapters.memory.token_bucket import UNITS_PER_TOKEN, TokenBucket
+from serving.domain.idempotency import IdempotencyKey
+from serving.domain.inference import RenderedAnswer
+from serving.domain.limits import LimitState
 from serving.domain.tenant import Principal, Tier
 from serving.errors import InvalidRequest, Overloaded, QuotaExceeded, RateLimited
 from serving.ports import Clock, Reservation
@@ -40,7 +43,15 @@ class InMemoryAdmission:
         self._used: OrderedDict[Month, dict[str, int]] = OrderedDict()
         self._open: OrderedDict[tuple[str, str], _Taken] = OrderedDict()
 
-    async def admit(self, principal: Principal, *, request_id: str, pictures: int) -> Reservation:
+    async def admit(
+        self,
+        principal: Principal,
+        *,
+        request_id: str,
+        pictures: int,
+        lease_seconds: float,
+        idempotency: IdempotencyKey | None = None,
+    ) -> Reservation | RenderedAnswer:
         """Besides the port's errors: InvalidRequest for more pictures than any wait would bring."""
         tier, key_id = principal.tier, principal.key_id
         _refuse_impossible(tier, pictures)
@@ -53,7 +64,19 @@ class InMemoryAdmission:
         bucket.take(pictures)
         used[key_id] = used.get(key_id, 0) + pictures
         self._remember((key_id, request_id), _Taken(month, pictures))
-        return Reservation(request_id, key_id, pictures)
+        return Reservation(request_id, key_id, pictures, now, await self.limits(principal), idempotency)
+
+    async def limits(self, principal: Principal) -> LimitState:
+        tier, now = principal.tier, self._clock.now()
+        bucket = self._bucket(principal.key_id, tier)
+        used = self._used_in((now.year, now.month)).get(principal.key_id, 0)
+        return LimitState(
+            tokens=bucket.level_units // UNITS_PER_TOKEN,
+            next_token_seconds=0.0,
+            quota=None if tier.monthly_quota is None else tier.monthly_quota - used,
+            month_ends_seconds=(_next_month(now) - now).total_seconds(),
+            concurrent=None,
+        )
 
     async def give_back(self, reservation: Reservation) -> None:
         taken = self._open.pop((reservation.key_id, reservation.request_id), None)

@@ -40,7 +40,12 @@ class InMemoryBackend:
         yield np.empty((pictures, size.height, size.width, 3), np.uint8)
 
     async def infer(
-        self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float
+        self,
+        contract: ModelContract,
+        batch_nhwc: NDArray[np.uint8],
+        *,
+        deadline: float,
+        priority: int,  # noqa: ARG002 - there is no queue here
     ) -> InferenceOutput:
         timeout_seconds = deadline - self._clock.monotonic()
         if timeout_seconds <= 0:

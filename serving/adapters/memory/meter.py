@@ -6,7 +6,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serving.domain.inference import RenderedAnswer
 from serving.domain.usage import UsageEvent
+from serving.ports import Reservation
 
 MAX_EVENTS = 10_000
 
@@ -27,7 +29,7 @@ class UsageTotals:
             self.pictures + event.pictures,
             self.pixels + event.pixels,
             self.received_bytes + event.received_bytes,
-            self.inference_seconds + event.inference_seconds,
+            self.inference_seconds + event.inference_microseconds / 1_000_000,
         )
 
 
@@ -42,13 +44,13 @@ class InMemoryMeter:
         self._events: OrderedDict[str, UsageEvent] = OrderedDict()
         self._totals: dict[tuple[str, str], UsageTotals] = {}
 
-    async def settle(self, event: UsageEvent) -> None:
+    async def settle(self, event: UsageEvent, reservation: Reservation, answer: RenderedAnswer) -> None:
         if event.request_id in self._events:
             return
         self._events[event.request_id] = event
         if len(self._events) > self._max_events:
             self._events.popitem(last=False)
-        self._totals[event.key_id, event.model] = self.totals(event.key_id, event.model).plus(event)
+        self._totals[event.key_id, event.deployment] = self.totals(event.key_id, event.deployment).plus(event)
 
     def recent(self) -> Sequence[UsageEvent]:
         """Oldest first."""

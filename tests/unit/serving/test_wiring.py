@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from serving import wiring
-from serving.adapters.database import Database
+from serving.adapters.sql.database import Database
 from serving.adapters.triton import TritonBackend
 from serving.domain.contract import ModelContract
 from serving.errors import OperatorError

@@ -15,8 +15,8 @@ import typer
 from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
-from serving.adapters.database import Database
-from serving.adapters.keys import SqlKeyStore
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.key_store import SqlKeyStore
 from serving.adapters.tiers import load_tiers
 from serving.cli import main
 from serving.cli.keys import app, duration

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pydantic import SecretStr
 from sqlalchemy import select
 
-from serving.adapters.database import Database
 from serving.adapters.fresh_cache import Answer, FreshCache
-from serving.adapters.tables import ApiKeyRow
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.tables import ApiKeyRow
 from serving.domain.api_key import ApiKey, KeyHasher
 from serving.domain.key_record import KeyRecord, authenticated
 from serving.domain.tenant import Principal, Tier

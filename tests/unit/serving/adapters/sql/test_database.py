@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.adapters.database import parse_database_url
+from serving.adapters.sql.database import parse_database_url
 from serving.errors import OperatorError
 
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
-from serving.adapters.database import Database
-from serving.adapters.tables import ApiKeyRow
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.tables import ApiKeyRow
 from serving.domain.api_key import KeyHasher
 from serving.domain.key_record import IssuedKey, KeyRecord, issue_key
 from serving.domain.tenant import Tier

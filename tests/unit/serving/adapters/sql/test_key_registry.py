@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from serving.adapters.database import Database
-from serving.adapters.key_registry import KeyRegistry
 from serving.adapters.memory.clock import ManualClock
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.tiers import load_tiers
 from serving.errors import OperatorError
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
-from serving.adapters.tables import Table
+from serving.adapters.sql.tables import Table
 from serving.errors import BackendUnavailable, OperatorError
 
 CONNECT_TIMEOUT_SECONDS = 2.0

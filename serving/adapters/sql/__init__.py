@@ -1,0 +1,1 @@
+"""Keys and the usage ledger in a SQL database: SQLite or PostgreSQL."""

@@ -1,0 +1,44 @@
+"""Calendar months in UTC, written `2026-11`: what quotas and invoices are counted by."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+_FORM = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Month:
+    year: int
+    number: int
+
+    @classmethod
+    def of(cls, moment: datetime) -> Month:
+        utc = moment.astimezone(UTC)
+        return cls(utc.year, utc.month)
+
+    @classmethod
+    def parse(cls, text: str) -> Month:
+        """Raises ValueError for anything but `YYYY-MM`."""
+        match = _FORM.fullmatch(text)
+        if match is None or match[1] == "0000":
+            raise ValueError(f"{text!r} is no month; write it as 2026-11")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def begin(self) -> datetime:
+        return datetime(self.year, self.number, 1, tzinfo=UTC)
+
+    @property
+    def next(self) -> Month:
+        return Month(self.year + 1, 1) if self.number == 12 else Month(self.year, self.number + 1)
+
+    @property
+    def end(self) -> datetime:
+        """The first moment after it."""
+        return self.next.begin
+
+    def __str__(self) -> str:
+        return f"{self.year:04d}-{self.number:02d}"
