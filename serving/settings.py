@@ -168,6 +168,11 @@ class Settings(BaseSettings):
     """Least severe level that is logged."""
 
     @property
+    def redis_address(self) -> SecretStr:
+        """Of the Redis to use, whether it is started here or somewhere else."""
+        return self.redis_url or SecretStr(f"redis://127.0.0.1:{self.redis_port}/0")
+
+    @property
     def triton_grpc_address(self) -> str:
         return self.triton_url or f"127.0.0.1:{self.triton_grpc_port}"
 

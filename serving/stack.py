@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +24,13 @@ from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.tiers import load_tiers
 from serving.clock import SystemClock
 from serving.errors import OperatorError
+from serving.process import ManagedProcess
 from serving.redis_server import RedisServer
 from serving.settings import Settings
 from serving.triton.launcher import ModelsNotLoaded, TritonPorts, TritonServer
 
 KEY_OWNER = "visiongate-up"
+METER_STOP_TIMEOUT_SECONDS = 10.0
 READY_TIMEOUT_SECONDS = 60.0
 READY_INTERVAL_SECONDS = 0.1
 
@@ -53,7 +57,7 @@ class LocalStack:
         self.not_loaded: Mapping[str, str] = {}
         self.url = f"http://{_reachable(settings.host)}:{settings.port}"
         self.triton_url = f"grpc://{settings.triton_url}"
-        self.redis_url = settings.redis_url.get_secret_value() if settings.redis_url else ""
+        self.redis_url = settings.redis_address.get_secret_value()
         self.metrics_url = f"http://127.0.0.1:{settings.metrics_port}/metrics"
         self.dashboard_url = ""
 
@@ -77,6 +81,7 @@ class LocalStack:
             yield Step("Redis", self._start_redis)
         if self._settings.triton_url is None:
             yield Step("Triton", self._start_triton)
+        yield Step("Ledger", self._start_meter)
         yield Step("Ray", self._start_ray)
         yield Step("Gateway behind its ingress", lambda: deployment.serve_gateway(self._settings))
         if (triton := self._triton) is not None:
@@ -97,7 +102,7 @@ class LocalStack:
     def _start_redis(self) -> None:
         server = RedisServer(port=self._settings.redis_port, directory=self._settings.run_directory / "redis")
         self._started.callback(server.stop)
-        self.redis_url = server.start().url
+        server.start()
 
     def _start_triton(self) -> None:
         settings = self._settings
@@ -111,6 +116,18 @@ class LocalStack:
         self._triton.start()
         self.triton_url = self._triton.http_url
 
+    def _start_meter(self) -> None:
+        """Below Ray, so that it is still there when the last gateway has settled."""
+        os.environ.update(_child_environment(self._settings))
+        meter = ManagedProcess(
+            "visiongate meter",
+            [sys.executable, "-m", "serving", "meter"],
+            logger=logging.getLogger("serving.meter"),
+            stop_timeout_seconds=METER_STOP_TIMEOUT_SECONDS,
+        )
+        self._started.callback(meter.stop)
+        meter.start()
+
     def _await_models(self, triton: TritonServer) -> None:
         try:
             triton.wait_ready(self._settings.triton_start_timeout_seconds)
@@ -123,7 +140,6 @@ class LocalStack:
         scratch = _scratch_folder()
         self._started.callback(shutil.rmtree, scratch, ignore_errors=True)
         os.environ.update(deployment.ray_environment(self._settings, scratch))
-        os.environ.update(_replica_environment(self._settings))
         self._started.callback(deployment.stop_ray)
         self.dashboard_url = deployment.start_ray(self._settings, scratch)
 
@@ -145,7 +161,7 @@ class LocalStack:
 
     def _refuse_taken_ports(self) -> None:
         settings = self._settings
-        names = ["port", "metrics_port", "dashboard_port"]
+        names = ["port", "metrics_port", "meter_metrics_port", "dashboard_port"]
         if settings.haproxy:
             names += ["haproxy_metrics_port", "haproxy_stats_port", "fallback_proxy_port"]
         if settings.triton_url is None:
@@ -176,8 +192,8 @@ def wait_until(is_ready: Callable[[], bool], *, what: str) -> None:
         time.sleep(READY_INTERVAL_SECONDS)
 
 
-def _replica_environment(settings: Settings) -> Mapping[str, str]:
-    """What a replica must read as we read it, wherever Ray starts it."""
+def _child_environment(settings: Settings) -> Mapping[str, str]:
+    """What our processes must read as we read it, wherever they are started."""
     paths = {
         "VISIONGATE_RUN_DIRECTORY": settings.run_directory,
         "VISIONGATE_MODEL_REPOSITORY": settings.model_repository,
