@@ -5,7 +5,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --n
 PIP := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test format bench-gateway bench-vision bench-export sample train constraints clean
+.PHONY: help run check test chaos format bench-gateway bench-admission bench-metering bench-vision bench-export sample train constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -23,12 +23,21 @@ test: check .venv-export/.dev ## Everything: check, then unit, contract, parity,
 	$(BIN)/pytest
 	.venv-export/bin/python -m pytest --confcutdir tests/torch tests/torch
 
+chaos: .venv/.dev ## The long form of tests/chaos: 200 rounds of kill -9 under load, outages of half a minute
+	VISIONGATE_TEST_CHAOS=long $(BIN)/pytest tests/chaos
+
 format: .venv/.dev ## Bring the code into shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 bench-gateway: .venv/.dev ## Pictures a second through HTTP over ONNX Runtime alone
 	$(BIN)/python -m bench.gateway
+
+bench-admission: .venv/.dev ## What limits and bills cost of a gateway's time, and of what Redis can do
+	$(BIN)/python -m bench.admission
+
+bench-metering: .venv/.dev ## The ledger's consumer over the gateways' peak; a million events
+	$(BIN)/python -m bench.metering
 
 bench-vision: .venv-export/.export ## Letterbox and NMS over Ultralytics' own
 	.venv-export/bin/python -m bench.vision

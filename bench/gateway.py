@@ -51,6 +51,8 @@ tiers:
     burst: 100000000
     monthly_quota: null
     max_pictures_per_request: 16
+    max_concurrent_requests: null
+    priority: 1
     gpu: true
     price_per_1000: "0"
     price_per_month: "0"

@@ -1,20 +1,37 @@
-"""Bounds on what is held in memory at a time: bytes of bodies, pixels of decoded pictures."""
+"""Bounds on what is held at a time: bytes of bodies, pixels of decoded pictures, places with threads."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from serving.waiting_line import WaitingLine
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Turn:
+    units: int
+    priority: int
+    came: asyncio.Future[None]
 
 
 class Budget:
-    """`limit` units shared by everyone on one event loop; who came first is served first."""
+    """`limit` units shared by everyone on one event loop; served by priority (1 first), then by arrival.
 
-    def __init__(self, limit: int) -> None:
+    Whoever waits is overtaken only by the more urgent, however little others want. So under a load of urgent
+    work that never ends, the least urgent waits until it gives up.
+    """
+
+    def __init__(self, limit: int, *, left_to_the_urgent: int = 0) -> None:
+        """left_to_the_urgent: units that each priority leaves untaken for every one that is more urgent, so that
+        who is most urgent finds some, however many others hold theirs for long.
+        """
         self._limit = limit
+        self._left_to_the_urgent = left_to_the_urgent
         self._held = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: WaitingLine[_Turn] = WaitingLine()
 
     @property
     def held(self) -> int:
@@ -27,36 +44,47 @@ class Budget:
         self._held += units
         return True
 
-    def give_back(self, units: int) -> None:
-        self._held -= units
-        while self._waiting and self._held + self._waiting[0][0] <= self._limit:
-            wanted, turn = self._waiting.popleft()
-            self._held += wanted
-            turn.set_result(None)
-
-    @asynccontextmanager
-    async def hold(self, units: int) -> AsyncIterator[None]:
-        """Wait for `units`, which must not exceed the limit, and hold them for the block."""
+    async def take(self, units: int, *, priority: int) -> None:
+        """Wait for `units`, which must not exceed the limit; who was cancelled has taken none."""
         if units > self._limit:
             raise ValueError(f"{units} units never fit a budget of {self._limit}")
-        if not self.try_take(units):
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((units, turn))
-            try:
-                await asyncio.shield(
-                    turn
-                )  # cancelling the wait must not cancel the turn: `_leave` tells them apart
-            except asyncio.CancelledError:
-                self._leave(units, turn)
-                raise
+        most_urgent = self._waiting.most_urgent
+        overtakes = most_urgent is None or priority < most_urgent
+        if overtakes and self._fits(units, priority):
+            self._held += units
+            return
+        turn = _Turn(units, priority, asyncio.get_running_loop().create_future())
+        self._waiting.add(turn, priority)
+        try:
+            # Cancelling the wait must not cancel the turn: `_leave` tells them apart.
+            await asyncio.shield(turn.came)
+        except asyncio.CancelledError:
+            self._leave(turn)
+            raise
+
+    def give_back(self, units: int) -> None:
+        self._held -= units
+        while self._waiting and self._fits((turn := self._waiting.first()).units, turn.priority):
+            self._waiting.pop_first()
+            self._held += turn.units
+            turn.came.set_result(None)
+
+    @asynccontextmanager
+    async def hold(self, units: int, *, priority: int) -> AsyncIterator[None]:
+        """`take` for the block."""
+        await self.take(units, priority=priority)
         try:
             yield
         finally:
             self.give_back(units)
 
-    def _leave(self, units: int, turn: asyncio.Future[None]) -> None:
-        if (units, turn) in self._waiting:
-            self._waiting.remove((units, turn))
+    def _fits(self, units: int, priority: int) -> bool:
+        """Alone, everybody does: whatever is within the limit has its turn."""
+        left = self._left_to_the_urgent * (priority - 1)
+        return self._held + units <= self._limit - left or not self._held
+
+    def _leave(self, turn: _Turn) -> None:
+        if self._waiting.discard(turn, turn.priority):
             self.give_back(0)  # whoever waited behind this one may fit now
         else:
-            self.give_back(units)  # the turn came in the same loop step as the cancellation
+            self.give_back(turn.units)  # the turn came in the same loop step as the cancellation

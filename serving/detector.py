@@ -9,12 +9,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +23,12 @@ from serving.domain.options import PredictionOptions
 from serving.errors import DeadlineExceeded
 from serving.metrics import Metrics
 from serving.ports import Clock, InferenceBackend
+from serving.threads import PriorityThreads
 from serving.vision.batcher import Batcher
 from serving.vision.decode import decode_rgb
 from serving.vision.header import read_header
 from serving.vision.postprocess import postprocess
 from serving.vision.preprocess import preprocess
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +74,7 @@ class Detector:
         backend: InferenceBackend,
         limits: DetectorLimits,
         decoded_pixels: Budget,
-        threads: Executor,
+        threads: PriorityThreads,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -102,15 +96,24 @@ class Detector:
     async def detect(
         self, data: bytes, options: PredictionOptions, *, deadline: float, priority: int
     ) -> PictureAnswer:
-        """Raises PictureUndecodable, PictureTooLarge, UnsupportedMediaType and what the backend raises."""
+        """priority: 1 goes before 2 wherever pictures wait: for memory, a thread, a batch, and in Triton.
+
+        Raises PictureUndecodable, PictureTooLarge, UnsupportedMediaType and what the backend raises;
+        Overloaded also after it has waited, where the more urgent took the last of the queue.
+        """
         pixels = read_header(data).pixels_within(self._limits.max_picture_pixels)
         try:
-            async with asyncio.timeout(deadline - self._clock.monotonic()), self._decoded_pixels.hold(pixels):
+            async with (
+                asyncio.timeout(deadline - self._clock.monotonic()),
+                self._decoded_pixels.hold(pixels, priority=priority),
+            ):
                 started = self._clock.monotonic()
-                rgb = await self._in_thread(decode_rgb, data, max_pixels=self._limits.max_picture_pixels)
+                rgb = await self._threads.run(
+                    priority, decode_rgb, data, max_pixels=self._limits.max_picture_pixels
+                )
                 decode_seconds = self._clock.monotonic() - started
                 batched = await self._batcher.submit(
-                    _Decoded(rgb, options, deadline, priority), deadline=deadline
+                    _Decoded(rgb, options, deadline, priority), deadline=deadline, priority=priority
                 )
         except TimeoutError as exc:
             raise DeadlineExceeded from exc
@@ -130,23 +133,28 @@ class Detector:
     async def _run_batch(self, pictures: Sequence[_Decoded]) -> Sequence[_BatchShare]:
         contract = self._contract
         sizes = [picture.size for picture in pictures]
+        priority = pictures[0].priority  # of all of them: a batch has one
         self._metrics.batch_pictures.observe(len(pictures))
 
         begin = self._clock.monotonic()
         with self._backend.batch_buffer(contract, len(pictures)) as batch_nhwc:
-            await self._in_thread_to_its_end(
-                preprocess, contract.preprocessing, [picture.rgb for picture in pictures], out=batch_nhwc
+            await self._threads.run_to_its_end(
+                priority,
+                preprocess,
+                contract.preprocessing,
+                [picture.rgb for picture in pictures],
+                out=batch_nhwc,
             )
             preprocessed = self._clock.monotonic()
             output = await self._backend.infer(
                 contract,
                 batch_nhwc,
                 deadline=max(picture.deadline for picture in pictures),
-                priority=min(picture.priority for picture in pictures),
+                priority=priority,
             )
         inferred = self._clock.monotonic()
-        predictions = await self._in_thread(
-            postprocess, contract, output.tensor, [picture.options for picture in pictures], sizes
+        predictions = await self._threads.run(
+            priority, postprocess, contract, output.tensor, [picture.options for picture in pictures], sizes
         )
         done = self._clock.monotonic()
         return [
@@ -160,21 +168,3 @@ class Detector:
             )
             for found, size in zip(predictions, sizes, strict=True)
         ]
-
-    async def _in_thread(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """OpenCV and numpy let go of the GIL, so the event loop goes on while a thread works."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
-
-    async def _in_thread_to_its_end(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Like `_in_thread`, but whoever is cancelled leaves only when no thread works any more.
-
-        For work that writes into what will be somebody else's next.
-        """
-        job = self._threads.submit(partial(work, *args, **kwargs))
-        try:
-            return await asyncio.wrap_future(job)
-        finally:
-            while not job.done():  # cancelled, perhaps more than once, after it had begun
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.gather(asyncio.wrap_future(job), return_exceptions=True)

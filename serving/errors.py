@@ -4,8 +4,8 @@
 
     VisiongateError
     ├── RequestError              the caller's doing: 4xx, never retried unchanged
-    │   ├── Unauthenticated 401 ── KeyExpired, KeyRevoked
-    │   ├── Forbidden 403
+    │   ├── Unauthenticated 401 ── KeyExpired, KeyRevoked, NoControlToken
+    │   ├── Forbidden 403 ── OperatorOnly
     │   ├── ModelNotFound 404 ── ModelRefused; UnknownKey, RouteNotFound 404, MethodNotAllowed 405
     │   ├── PayloadTooLarge 413
     │   ├── UnsupportedMediaType 415
@@ -24,7 +24,10 @@ occurrence; `str(error)` is the detail of this one. Details never hold a path, a
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+AccountsTrouble = Literal["down", "slow", "read_only", "full", "loading", "failing_over", "unprimed", "other"]
+"""Why Redis could not be relied on, as logs and metrics say it."""
 
 
 class VisiongateError(Exception):
@@ -65,8 +68,15 @@ class KeyRevoked(Unauthenticated):
     code = "key_revoked"
     title = "API key revoked"
 
+    def __init__(self, why: str = "This API key has been revoked.") -> None:
+        super().__init__(why)
+
+
+class NoControlToken(Unauthenticated):
+    title = "No valid token"
+
     def __init__(self) -> None:
-        super().__init__("This API key has been revoked.")
+        super().__init__("Send the header 'Authorization: Bearer …' with the admin token or a user's token.")
 
 
 class Forbidden(RequestError):
@@ -76,6 +86,11 @@ class Forbidden(RequestError):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"This API key may not use the model {model!r}.")
+
+
+class OperatorOnly(Forbidden):
+    def __init__(self) -> None:
+        RequestError.__init__(self, "Only the operator may do this, with the admin token.")
 
 
 class ModelNotFound(RequestError):
@@ -244,8 +259,9 @@ class AccountsUnavailable(BackendUnavailable):
 
     title = "Accounts unavailable"
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, *, reason: AccountsTrouble = "other") -> None:
         super().__init__(why)
+        self.reason = reason
 
 
 class VersionGone(BackendUnavailable):

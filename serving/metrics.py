@@ -62,6 +62,11 @@ class Metrics:
         self.journal_replayed = Counter(
             "visiongate_journal_replayed_total", "Usage events handed over from journals.", registry=registry
         )
+        self.journal_damaged = Counter(
+            "visiongate_journal_damaged_lines_total",
+            "Lines of journals that cannot be read; the file is set aside as `.damaged`.",
+            registry=registry,
+        )
         self.tiers_reload_failures = Counter(
             "visiongate_tiers_reload_failures_total",
             "Times that the tier table was changed into one that cannot be used.",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from serving.domain.contract import ModelContract
 from serving.domain.idempotency import IdempotencyKey
 from serving.domain.inference import RenderedAnswer
+from serving.domain.key_change import AuditRow
 from serving.domain.key_record import IssuedKey, KeyRecord
 from serving.domain.limits import LimitState
 from serving.domain.month import Month
@@ -111,7 +112,8 @@ class Ledger(Protocol):
 class KeyAdministration(Protocol):
     """What owners do with keys. `actor` goes into the audit table. Each raises BackendUnavailable.
 
-    A change counts on every gateway within a second: `created` and the rest return once it is published.
+    A change and its row of the audit table are kept together or not at all. It counts on every gateway within
+    a second, and at once where it could be published, which it is before the method returns.
     """
 
     async def create(
@@ -140,7 +142,15 @@ class KeyAdministration(Protocol):
         """
 
     async def set_user_enabled(self, user: str, *, enabled: bool, actor: str) -> int:
-        """Stop all of a user's keys at once, or let them work again; how many keys that concerns."""
+        """Stop all of a user's keys at once, or let them work again; how many keys that concerns.
+
+        Those that are revoked or have expired are not counted. While disabled, a user gets no new key.
+        """
+
+    async def history(
+        self, *, key_id: str | None = None, user: str | None = None, limit: int = 1000
+    ) -> Sequence[AuditRow]:
+        """The latest changes, oldest first: all, or of a key with those of its user, or of a user's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,10 @@ STOP_TIMEOUT_SECONDS = 5.0
 
 
 class RedisServer:
-    """Keeps an append-only file, written through every second, in `directory`."""
+    """Keeps an append-only file in `directory`, and answers once what it was told is on the disk.
+
+    It forgets nothing to make room: where its memory is full it says so, and the fallback takes over.
+    """
 
     def __init__(self, *, port: int, directory: Path) -> None:
         self.url = f"redis://127.0.0.1:{port}/0"
@@ -30,7 +33,8 @@ class RedisServer:
             [
                 find_redis_server(),
                 *("--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory)),
-                *("--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--daemonize", "no"),
+                *("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"),
+                *("--save", "", "--daemonize", "no"),
             ],
             logger=logging.getLogger(__name__),
             stop_timeout_seconds=STOP_TIMEOUT_SECONDS,

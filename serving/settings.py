@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     """The `aud` that users' tokens must name."""
 
     tiers_file: Path | None = None
-    """The operator's tier table; None is the one that ships with the gateway."""
+    """The operator's tier table, looked at once a second; None is the one that ships with the gateway."""
 
     max_body_bytes: Positive = 32 * MEBIBYTE
     """A request body longer than this is refused while it is being read."""
@@ -147,13 +147,14 @@ class Settings(BaseSettings):
     """Requests that one replica works on at a time; the next gets a 503."""
 
     max_batches_in_flight: Positive = 2
-    """Batches per model that are on their way to Triton at a time; more requests gather in the next batch."""
+    """Batches per model, of one priority and those above it, that are on their way to Triton at a time; more
+    requests gather in the next batch."""
 
     max_batch_size: Positive = 16
     """Most pictures in one Triton call."""
 
     max_queued_pictures: Positive = 256
-    """Pictures per model that wait for a batch; the next gets a 503."""
+    """Pictures per model that wait for a batch; of the next and the least urgent, one gets a 503."""
 
     vision_threads: Positive = 2
     """Threads that decode, letterbox and run NMS."""

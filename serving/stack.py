@@ -19,6 +19,7 @@ from typing import Self
 
 from serving import deployment
 from serving.adapters.catalog import FolderCatalog
+from serving.adapters.key_changes import LocalKeyChanges
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.tiers import load_tiers
@@ -30,6 +31,7 @@ from serving.settings import Settings
 from serving.triton.launcher import ModelsNotLoaded, TritonPorts, TritonServer
 
 KEY_OWNER = "visiongate-up"
+ACTOR = "stack"
 METER_STOP_TIMEOUT_SECONDS = 10.0
 READY_TIMEOUT_SECONDS = 60.0
 READY_INTERVAL_SECONDS = 0.1
@@ -148,13 +150,17 @@ class LocalStack:
         database = Database(self._settings.database_url)
         try:
             registry = KeyRegistry(
-                database, server_secret=self._settings.key_hash_secret, tiers=tiers, clock=SystemClock()
+                database,
+                server_secret=self._settings.key_hash_secret,
+                tiers=tiers,
+                clock=SystemClock(),
+                publisher=LocalKeyChanges(),  # a gateway elsewhere finds it in the database, within a second
             )
-            for record in await registry.list():
-                if record.user == KEY_OWNER and record.revoked_at is None:
-                    await registry.revoke(record.id)
+            for record in await registry.list(user=KEY_OWNER):
+                if record.revoked_at is None:
+                    await registry.revoke(record.id, actor=ACTOR)
             top = max(tiers.values(), key=lambda tier: tier.rate_limit_per_minute)
-            issued = await registry.create(user=KEY_OWNER, tier=top.name)
+            issued = await registry.create(actor=ACTOR, user=KEY_OWNER, tier=top.name)
         finally:
             await database.close()
         return issued.api_key.reveal()

@@ -28,6 +28,7 @@ from pydantic import SecretStr
 from pydantic_settings import PydanticBaseSettingsSource
 
 from serving.adapters.catalog import FolderCatalog
+from serving.adapters.key_changes import LocalKeyChanges
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.tiers import load_tiers
@@ -57,6 +58,8 @@ tiers:
     burst: 100000000
     monthly_quota: null
     max_pictures_per_request: 1
+    max_concurrent_requests: null
+    priority: 1
     gpu: true
     price_per_1000: "0"
     price_per_month: "0"
@@ -134,6 +137,7 @@ def _settings(folder: Path, model_repository: Path, triton_grpc_url: str, metric
         run_directory=folder,
         database_url=f"sqlite:///{folder / 'trial.db'}",
         key_hash_secret=SecretStr(secrets.token_urlsafe(32)),
+        admin_token=SecretStr(secrets.token_urlsafe(32)),  # which nobody is told
         model_repository=model_repository,
         triton_url=triton_grpc_url,
         metrics_port=metrics_port,  # a stack that is started beside us wants its own
@@ -180,7 +184,7 @@ def _served(settings: Settings) -> Iterator[tuple[str, Future[None]]]:
 async def _serve(settings: Settings, listener: socket.socket, made: Future[uvicorn.Server]) -> None:
     # Built in the loop that will run it: gRPC's clients belong to one.
     config = uvicorn.Config(
-        build(settings),
+        build(settings, alone=True),
         log_config=None,
         access_log=False,
         lifespan="on",
@@ -202,8 +206,9 @@ async def _issue_key(settings: Settings) -> str:
             server_secret=settings.key_hash_secret,
             tiers=load_tiers(settings.tiers_file),
             clock=SystemClock(),
+            publisher=LocalKeyChanges(),  # its gateway has not started yet
         )
-        issued = await registry.create(user="visiongate-try", tier="trial")
+        issued = await registry.create(actor="trial", user="visiongate-try", tier="trial")
     finally:
         await database.close()
     return issued.api_key.reveal()

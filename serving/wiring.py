@@ -14,18 +14,22 @@ import cv2
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from serving.accounting import own_accounting, shared_accounting
 from serving.adapters.catalog import FolderCatalog
-from serving.adapters.memory.admission import InMemoryAdmission
-from serving.adapters.memory.meter import InMemoryMeter
+from serving.adapters.live_tiers import LiveTiers
 from serving.adapters.prometheus import serve_metrics
 from serving.adapters.shared_memory import SharedSlots, allocate
 from serving.adapters.sql.database import Database
+from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.sql.key_store import SqlKeyStore
-from serving.adapters.tiers import load_tiers
+from serving.adapters.sql.ledger import SqlLedger
 from serving.adapters.triton import MAX_MESSAGE_BYTES, TritonBackend
 from serving.api.app import build_app
 from serving.api.body import BodyLimits
+from serving.api.control_auth import ControlAuth
+from serving.api.control_plane import ControlPlane, control_plane_router
 from serving.api.data_plane import DataPlane, data_plane_router
+from serving.api.probes import Readiness
 from serving.budget import Budget
 from serving.clock import SystemClock
 from serving.detector import Detector, DetectorLimits
@@ -36,6 +40,7 @@ from serving.metrics import Metrics
 from serving.pipeline import Gateway
 from serving.ports import CatalogModel, CatalogScan
 from serving.settings import Settings
+from serving.threads import PriorityThreads
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +48,11 @@ MESSAGE_HEAD_BYTES = 64 << 10
 """More than there is in a message besides its tensor."""
 
 
-def build(settings: Settings) -> FastAPI:
-    """One gateway process, for any ASGI server. Call it in the process that will serve."""
+def build(settings: Settings, *, alone: bool = False) -> FastAPI:
+    """One gateway process, for any ASGI server. Call it in the process that will serve.
+
+    alone: it is the only one and bills nobody, so it keeps accounts in its memory and needs no Redis.
+    """
     log_to(settings.run_directory / "logs" / f"gateway-{os.getpid()}.jsonl", level=settings.log_level)
     cv2.setNumThreads(1)  # pictures run side by side; a second level of threads would only get in the way
     clock = SystemClock()
@@ -54,8 +62,9 @@ def build(settings: Settings) -> FastAPI:
     backend = TritonBackend(
         settings.triton_grpc_address, clock=clock, shared_memory=_shared_slots(settings, catalog.scan())
     )
-    threads = ThreadPoolExecutor(settings.vision_threads, thread_name_prefix="vision")
-    decoded_pixels = Budget(settings.max_decoded_pixels)
+    executor = ThreadPoolExecutor(settings.vision_threads, thread_name_prefix="vision")
+    threads = PriorityThreads(executor, settings.vision_threads)
+    decoded_pixels = Budget(settings.max_decoded_pixels, left_to_the_urgent=settings.max_decoded_pixels // 8)
 
     def make_detector(model: CatalogModel) -> Detector:
         return Detector(
@@ -75,48 +84,80 @@ def build(settings: Settings) -> FastAPI:
         clock,
         request_timeout_seconds=settings.request_timeout_seconds,
     )
-    keys = SqlKeyStore(
-        database,
-        server_secret=settings.key_hash_secret,
-        tiers=load_tiers(settings.tiers_file),
-        clock=clock,
+    tiers = LiveTiers(settings.tiers_file, metrics=metrics)
+    ledger = SqlLedger(database, tiers)
+    keys = SqlKeyStore(database, server_secret=settings.key_hash_secret, tiers=tiers, clock=clock)
+    accounting = (
+        own_accounting(listener=keys, clock=clock)
+        if alone
+        else shared_accounting(settings, ledger=ledger, listener=keys, clock=clock, metrics=metrics)
     )
     gateway = Gateway(
         keys=keys,
-        admission=InMemoryAdmission(clock),
-        meter=InMemoryMeter(),
+        admission=accounting.admission,
+        meter=accounting.meter,
         lanes=lanes,
         clock=clock,
     )
     stop_metrics = serve_metrics(metrics.registry, first_port=settings.metrics_port)
 
-    async def readiness() -> dict[str, bool]:
+    async def readiness() -> Readiness:
         keys_answer, models = await asyncio.gather(database.answers(), lanes.ready())
         # One model that does not load must not take the others out of rotation with it.
-        return {"keys": keys_answer, "models": any(models.values())}
+        checks = {"keys": keys_answer, "models": any(models.values())}
+        return Readiness(checks, degraded=("accounts",) if accounting.is_degraded() else ())
+
+    async def start() -> None:
+        await accounting.start()
+        await lanes.start()
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as group:
+            for each in (lanes, accounting, keys, tiers):
+                group.create_task(each.run())
 
     async def close() -> None:
         async with AsyncExitStack() as last_first:  # each of them, whatever becomes of the others
             last_first.callback(stop_metrics)
-            last_first.callback(threads.shutdown)
-            for each in (database, keys, backend, lanes):
+            last_first.callback(executor.shutdown)
+            for each in (database, keys, accounting, backend, lanes):
                 last_first.push_async_callback(each.close)
 
     held_bytes = Budget(settings.max_bodies_bytes)
     metrics.held_body_bytes.set_function(lambda: held_bytes.held)
     plane = DataPlane(
         gateway=gateway,
+        ledger=ledger,
+        clock=clock,
         body_limits=BodyLimits(settings.max_body_bytes, settings.body_timeout_seconds),
         held_bytes=held_bytes,
         request_timeout_seconds=settings.request_timeout_seconds,
         readiness=readiness,
     )
+    control = ControlPlane(
+        keys=KeyRegistry(
+            database,
+            server_secret=settings.key_hash_secret,
+            tiers=tiers,
+            clock=clock,
+            publisher=accounting.key_changes,
+        ),
+        ledger=ledger,
+        auth=ControlAuth(
+            admin_token=settings.admin_token,
+            user_jwt_key=settings.user_jwt_key,
+            user_jwt_audience=settings.user_jwt_audience,
+        ),
+        clock=clock,
+        held_bytes=held_bytes,
+        body_timeout_seconds=settings.body_timeout_seconds,
+    )
     return build_app(
-        [data_plane_router(plane)],
+        [data_plane_router(plane), control_plane_router(control)],
         metrics=metrics,
         max_requests_in_flight=settings.max_requests_in_flight,
-        on_startup=lanes.start,
-        in_background=lanes.run,
+        on_startup=start,
+        in_background=run,
         on_shutdown=close,
     )
 

@@ -26,6 +26,8 @@ DATA_TYPES: Final = {
     "float16": "TYPE_FP16",
     "float32": "TYPE_FP32",
 }
+PRIORITY_LEVELS: Final = 3
+"""1 overtakes 2, and 2 overtakes 3: the gateway asks with its callers' priority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class TensorConfig:
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """How many requests may wait and for how long; a request may ask for less, or for more."""
+    """How many requests of each priority may wait and for how long; a request may ask for less time."""
 
     max_queue_size: int = 64
     default_timeout_microseconds: int = 5_000_000
@@ -177,9 +179,15 @@ def _tensor_message(kind: Any, tensor: TensorConfig) -> Any:
 
 
 def _dynamic_batching(queue: QueuePolicy) -> Any:
-    """No waiting to fill a batch: whatever queued up while the last one ran is the next one."""
+    """No waiting to fill a batch: whatever queued up while the last one ran is the next one.
+
+    Each priority has a queue of its own, and the policy is that of each. Who does not say how urgent it is,
+    is not.
+    """
     return model_config_pb2.ModelDynamicBatching(
         max_queue_delay_microseconds=0,
+        priority_levels=PRIORITY_LEVELS,
+        default_priority_level=PRIORITY_LEVELS,
         default_queue_policy=model_config_pb2.ModelQueuePolicy(
             timeout_action=model_config_pb2.ModelQueuePolicy.REJECT,
             default_timeout_microseconds=queue.default_timeout_microseconds,

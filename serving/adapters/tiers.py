@@ -11,10 +11,13 @@ from typing import Annotated, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from serving.domain.tenant import Tier
+from serving.domain.tenant import LOWEST_PRIORITY, Tier
 from serving.errors import OperatorError
 
 SHIPPED_TIERS = Path(__file__).parents[1] / "tiers.yaml"
+MAX_FILE_BYTES = 1 << 20
+MAX_COUNT = 100_000_000
+"""In sixty-millionths of a picture, as buckets are filled, still exact in the doubles of Redis' scripts."""
 
 
 def _price(value: object) -> Decimal:
@@ -28,17 +31,21 @@ def _price(value: object) -> Decimal:
 
 
 TierName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
-Price = Annotated[Decimal, BeforeValidator(_price), Field(ge=0, allow_inf_nan=False)]
-AtLeastOne = Annotated[int, Field(ge=1, strict=True)]
+Price = Annotated[
+    Decimal, BeforeValidator(_price), Field(ge=0, allow_inf_nan=False, max_digits=15, decimal_places=6)
+]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT, strict=True)]
 
 
 class _TierRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rate_limit_per_minute: AtLeastOne
-    burst: AtLeastOne
-    monthly_quota: Annotated[int, Field(ge=0, strict=True)] | None
-    max_pictures_per_request: AtLeastOne
+    rate_limit_per_minute: Count
+    burst: Count
+    monthly_quota: Annotated[int, Field(ge=0, le=MAX_COUNT * 10_000, strict=True)] | None
+    max_pictures_per_request: Count
+    max_concurrent_requests: Count | None
+    priority: Annotated[int, Field(ge=1, le=LOWEST_PRIORITY, strict=True)]
     gpu: Annotated[bool, Field(strict=True)]
     price_per_1000: Price
     price_per_month: Price
@@ -67,17 +74,35 @@ def load_tiers(path: Path | None) -> Mapping[str, Tier]:
 
     Raises OperatorError for a file that cannot be read, is no YAML, or says something we do not know.
     """
-    path = SHIPPED_TIERS if path is None else path
+    path = path or SHIPPED_TIERS
+    return parse_tiers(path, read_table(path))
+
+
+def read_table(path: Path) -> bytes:
+    """Raises OperatorError for a file that cannot be read or is no table of this world."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        table = None if root is None else yaml.SafeLoader("").construct_document(root)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        with path.open("rb") as file:
+            table = file.read(MAX_FILE_BYTES + 1)
+    except OSError as exc:
+        raise OperatorError(f"{path}: {exc.strerror}") from exc
+    if len(table) > MAX_FILE_BYTES:
+        raise OperatorError(f"{path}: the file has more than {MAX_FILE_BYTES} bytes.")
+    return table
+
+
+def parse_tiers(path: Path, table: bytes) -> Mapping[str, Tier]:
+    """path: for what is said of mistakes. Raises OperatorError."""
+    try:
+        root = yaml.compose(table.decode(), Loader=yaml.SafeLoader)
+        document = None if root is None else yaml.SafeLoader("").construct_document(root)
+    except Exception as exc:
+        # PyYAML's own errors, and whatever int() and the like raise for a value that does not fit its tag.
         raise OperatorError(f"{path}: {exc}") from exc
     if root is None:
         raise OperatorError(f"{path}: the file is empty; it needs a top level 'tiers:'.")
     _refuse_repeated_fields(path, root)
     try:
-        rows = _TierTable.model_validate(table).tiers
+        rows = _TierTable.model_validate(document).tiers
     except ValidationError as exc:
         raise OperatorError("\n".join(_described(path, root, exc))) from exc
     return MappingProxyType({name: row.tier(name) for name, row in rows.items()})
@@ -108,13 +133,16 @@ def _line(node: yaml.Node, location: Sequence[str | int]) -> int:
     return line
 
 
-def _refuse_repeated_fields(path: Path, node: yaml.Node) -> None:
+def _refuse_repeated_fields(path: Path, root: yaml.Node) -> None:
     # PyYAML lets the last of two equal fields win without a word.
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: set[object] = set()
-    for key, value in node.value:
-        if key.value in seen:
-            raise OperatorError(f"{path}, line {key.start_mark.line + 1}: {key.value!r} is given twice.")
-        seen.add(key.value)
-        _refuse_repeated_fields(path, value)
+    unseen, seen = [root], {id(root)}  # by an alias, a node may be met again, even in itself
+    while unseen:
+        node = unseen.pop()
+        names: set[object] = set()
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.value in names:
+                raise OperatorError(f"{path}, line {key.start_mark.line + 1}: {key.value!r} is given twice.")
+            names.add(key.value)
+            if id(value) not in seen:
+                unseen.append(value)
+                seen.add(id(value))

@@ -145,7 +145,7 @@ class TritonBackend:
         self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float, priority: int
     ) -> InferenceOutput:
         with _translated(contract.name):
-            response = await self._answer(contract, batch_nhwc, deadline)
+            response = await self._answer(contract, batch_nhwc, deadline, priority)
         return _output(contract, response)
 
     async def is_ready(self, contract: ModelContract) -> bool:
@@ -196,18 +196,18 @@ class TritonBackend:
         return bool((await self._model_ready(request, timeout=_READY_TIMEOUT_SECONDS)).ready)
 
     async def _answer(
-        self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], deadline: float
+        self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], deadline: float, priority: int
     ) -> service_pb2.ModelInferResponse:
         place = await self._place_of(batch_nhwc, deadline)
         try:
-            return await self._send(contract, batch_nhwc, place, deadline)
+            return await self._send(contract, batch_nhwc, place, deadline, priority)
         except grpc.aio.AioRpcError as exc:
             if self._region is None or place is None or not is_unknown_region(exc.details() or ""):
                 raise
             self._region.forget(place)
         # Triton was started again since the region was registered, and has not run this request.
         place = await self._place_of(batch_nhwc, deadline)
-        return await self._send(contract, batch_nhwc, place, deadline)
+        return await self._send(contract, batch_nhwc, place, deadline, priority)
 
     async def _place_of(self, batch_nhwc: NDArray[np.uint8], deadline: float) -> Place | None:
         if self._region is None:
@@ -215,10 +215,15 @@ class TritonBackend:
         return await self._region.place_of(batch_nhwc, timeout_seconds=self._seconds_until(deadline))
 
     async def _send(
-        self, contract: ModelContract, batch_nhwc: NDArray[np.uint8], place: Place | None, deadline: float
+        self,
+        contract: ModelContract,
+        batch_nhwc: NDArray[np.uint8],
+        place: Place | None,
+        deadline: float,
+        priority: int,
     ) -> service_pb2.ModelInferResponse:
         timeout_seconds = self._seconds_until(deadline)
-        message = _request_message(contract, batch_nhwc, timeout_seconds, place)
+        message = _request_message(contract, batch_nhwc, timeout_seconds, priority, place)
         return await self._infer(message, timeout=timeout_seconds)
 
     def _seconds_until(self, deadline: float) -> float:
@@ -232,15 +237,20 @@ def _request_message(
     contract: ModelContract,
     batch_nhwc: NDArray[np.uint8],
     timeout_seconds: float,
+    priority: int,
     place: Place | None = None,
 ) -> bytes:
     """A serialised ModelInferRequest.
 
     The deadline in it is for Triton's queue, so as not to run what nobody awaits. Triton heeds it where the
-    model's `default_queue_policy` has `allow_timeout_override` and a longer `default_timeout_microseconds`.
+    queue's policy has `allow_timeout_override` and a longer `default_timeout_microseconds`. The priority it
+    heeds up to the model's `priority_levels`, and takes one beyond them, or for a model that has none, as the
+    model's default.
     """
-    deadline = service_pb2.ModelInferRequest()
-    deadline.parameters["timeout"].int64_param = max(1, int(timeout_seconds * 1_000_000))
+    queueing = service_pb2.ModelInferRequest()
+    queueing.parameters["timeout"].int64_param = max(1, int(timeout_seconds * 1_000_000))
+    # Signed, as Triton's protocol says; NVIDIA's client sends it unsigned, which older servers refuse.
+    queueing.parameters["priority"].int64_param = priority
     head = _request_head(
         contract.name,
         contract.model_info.version,
@@ -250,11 +260,11 @@ def _request_message(
         place=place,
     )
     if place is not None:
-        return head + bytes(deadline.SerializeToString())
+        return head + bytes(queueing.SerializeToString())
     return b"".join(
         (
             head,
-            deadline.SerializeToString(),
+            queueing.SerializeToString(),
             _RAW_INPUT_CONTENTS_TAG,
             _varint(batch_nhwc.nbytes),
             np.ascontiguousarray(batch_nhwc).data,

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from serving.api import openapi
 from serving.api.context import context_of
 from serving.api.middleware import RequestMiddleware
 from serving.api.problems import problem_response
@@ -66,14 +67,14 @@ def build_app(
         metrics=metrics,
         max_requests_in_flight=max_requests_in_flight,
     )
-    _document_bearer_keys(app)
+    openapi.document(app)
     return app
 
 
 async def _answer_error(request: Request, exc: Exception) -> Response:
     context = context_of(request)
     error = _translate(exc)
-    context.code = error.code
+    context.failed(error)
     if error.status == InternalError.status:
         logger.error("internal", exc_info=exc, extra={"facts": {"request_id": context.request_id}})
     response = problem_response(error, request_id=context.request_id, instance=request.url.path)
@@ -94,8 +95,3 @@ def _translate(exc: Exception) -> VisiongateError:
             return MethodNotAllowed()
         case _:
             return InternalError()
-
-
-def _document_bearer_keys(app: FastAPI) -> None:
-    schema = app.openapi()
-    schema.setdefault("components", {})["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,6 +12,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from serving.domain.limits import LimitState
+from serving.domain.tenant import Principal
+from serving.errors import AccountsUnavailable, LimitReached, VisiongateError
 
 _KEY = "visiongate.request"
 
@@ -21,6 +23,8 @@ class RequestContext:
     """`request_id` is made here and never taken from the client: it is the usage event's identity.
 
     stage_seconds: by stage name, in the order they ran. facts: for the log line; no key, no picture.
+    principal: once the API key has proven valid. limits: once the request has been admitted.
+    violated_policies: why it was refused, by the names in `RateLimit-Policy`.
     """
 
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -28,11 +32,37 @@ class RequestContext:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str | int | None] = field(default_factory=dict)
     code: str = "ok"
+    principal: Principal | None = None
     limits: LimitState | None = None
+    violated_policies: tuple[str, ...] = ()
+    _ask_limits: Callable[[], Awaitable[LimitState]] | None = None
 
     @property
     def elapsed_seconds(self) -> float:
         return time.monotonic() - self.started
+
+    def authenticated(self, principal: Principal, ask_limits: Callable[[], Awaitable[LimitState]]) -> None:
+        """ask_limits: what is left of the key's limits, should the request not be admitted."""
+        self.principal = principal
+        self._ask_limits = ask_limits
+        self.facts.update(key_id=principal.key_id, user=principal.user, tier=principal.tier.name)
+
+    def failed(self, error: VisiongateError) -> None:
+        self.code = error.code
+        if isinstance(error, LimitReached):
+            self.violated_policies = error.violated_policies
+        if isinstance(error, AccountsUnavailable):
+            self._ask_limits = None  # nobody would answer, and the client has waited once already
+
+    async def known_limits(self) -> LimitState | None:
+        """As admission saw them, else asked for, once; None where that cannot be told."""
+        ask, self._ask_limits = self._ask_limits, None
+        if self.limits is None and ask is not None:
+            try:
+                self.limits = await ask()
+            except VisiongateError:
+                return None
+        return self.limits
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -1,145 +1,168 @@
-"""`/v1` and the probes: what a bearer key reaches."""
+"""`/v1`: what a bearer key reaches."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.responses import Response
 
-from serving.api import schemas
+from serving.api import openapi, schemas
 from serving.api.answers import inference_response, model_description, model_details, rendered
 from serving.api.body import BodyLimits, held_body
 from serving.api.context import RequestContext, context_of
+from serving.api.probes import Readiness, probe_router
+from serving.api.queries import documented, parsed
 from serving.api.request_forms import read_inference_request
+from serving.api.routes import DirectRoute, bearer, json_response
+from serving.api.usage_queries import DeploymentUsageParameters, OwnUsageParameters
 from serving.budget import Budget
 from serving.domain.inference import InferenceAnswer, RenderedAnswer
+from serving.domain.invoice_forms import usage_json
 from serving.domain.tenant import Principal
-from serving.errors import Unauthenticated
+from serving.errors import BackendUnavailable, Unauthenticated
 from serving.pipeline import Gateway
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": what, "model": schemas.Problem}
-    for status, what in {
-        401: "unauthenticated, key_expired, key_revoked",
-        403: "forbidden",
-        404: "model_not_found",
-        413: "payload_too_large",
-        415: "unsupported_media_type",
-        422: "invalid_request, image_undecodable, image_too_large",
-        429: "rate_limited, quota_exceeded",
-        500: "internal",
-        503: "overloaded, backend_unavailable",
-        504: "timeout",
-    }.items()
-}
-
-_ANSWERED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "What the model says of each picture: boxes of a detector, classes of a classifier",
-        "headers": {
-            "X-Model-Contract": {
-                "description": "SHA-256 of the metadata.json that the answer was made with",
-                "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-            }
-        },
-    }
-}
+from serving.ports import Clock, Ledger
 
 
 @dataclass(frozen=True, slots=True)
 class DataPlane:
     gateway: Gateway
+    ledger: Ledger
+    clock: Clock
     body_limits: BodyLimits
     held_bytes: Budget
     request_timeout_seconds: float
-    readiness: Callable[[], Awaitable[dict[str, bool]]]
-
-
-class _DirectRoute(APIRoute):
-    """Calls its endpoint with the request and the path's parameters, and does nothing else.
-
-    Our handlers read and validate by themselves. FastAPI's own way there, with dependencies, exit stacks and
-    a second look at the body, takes a tenth of the gateway's time for a request.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        async def handle(request: Request) -> Response:
-            response: Response = await self.endpoint(request, **request.path_params)
-            return response
-
-        return handle
+    readiness: Callable[[], Awaitable[Readiness]]
 
 
 def data_plane_router(plane: DataPlane) -> APIRouter:
-    router = APIRouter(route_class=_DirectRoute)
-    infer_docs: dict[str, Any] = {
+    """With the probes, which need no key."""
+    router = APIRouter(route_class=DirectRoute)
+    _add_inference(router, plane)
+    _add_models(router, plane)
+    _add_usage(router, plane)
+    router.include_router(probe_router(plane.readiness))
+    return router
+
+
+def _add_inference(router: APIRouter, plane: DataPlane) -> None:
+    docs: dict[str, Any] = {
         "response_model": schemas.InferenceResult | schemas.InferenceResults,
-        "responses": _ANSWERED | _ERRORS,
+        "responses": openapi.answered(
+            "What the model says of each picture: boxes of a detector, classes of a classifier",
+            openapi.RATE_LIMITS,
+            openapi.CONTRACT,
+            openapi.REPLAYED,
+        )
+        | openapi.refused(
+            *(401, 403, 404, 409, 413, 415, 422, 429, 504),
+            limited=True,
+            codes={
+                422: ("invalid_request", "image_undecodable", "image_too_large", "idempotency_key_reused")
+            },
+        ),
         "openapi_extra": {
             "requestBody": schemas.INFERENCE_REQUEST_BODY,
-            "parameters": schemas.INFERENCE_QUERY_PARAMETERS,
-            "security": [{"bearer": []}],
+            "parameters": schemas.INFERENCE_QUERY_PARAMETERS + openapi.INFERENCE_FIELDS,
+            "security": openapi.BY_API_KEY,
         },
         "tags": ["inference"],
     }
 
-    @router.post("/v1/infer", summary="Detect objects in pictures, or classify them", **infer_docs)
+    @router.post("/v1/infer", summary="Detect objects in pictures, or classify them", **docs)
     async def infer(request: Request) -> Response:
         return await _infer(plane, request, deployment_id=None)
 
-    @router.post("/v1/infer/{deployment_id}", summary="The same, by the model in the path", **infer_docs)
+    @router.post("/v1/infer/{deployment_id}", summary="The same, by the model in the path", **docs)
     async def infer_on(request: Request, deployment_id: str) -> Response:
         return await _infer(plane, request, deployment_id=deployment_id)
+
+
+def _add_models(router: APIRouter, plane: DataPlane) -> None:
+    def docs(description: str, *refusals: int) -> dict[str, Any]:
+        return {
+            "responses": openapi.answered(description, openapi.RATE_LIMITS)
+            | openapi.refused(*refusals, limited=True),
+            "openapi_extra": {"security": openapi.BY_API_KEY},
+            "tags": ["models"],
+        }
 
     @router.get(
         "/v1/models",
         summary="Models that this key may use: what each takes, and its classes and defaults",
         response_model=schemas.ModelList,
-        responses={401: _ERRORS[401]},
-        openapi_extra={"security": [{"bearer": []}]},
-        tags=["models"],
+        **docs("Those that are being served now", 401),
     )
     async def models(request: Request) -> Response:
         principal = await _authenticate(plane, request)
-        return _json({"models": [model_description(model) for model in plane.gateway.models(principal)]})
+        listed = [model_description(model) for model in plane.gateway.models(principal)]
+        return json_response({"models": listed})
 
     @router.get(
         "/v1/models/{name}",
         summary="One model: what it takes and answers, how fast it was, and what its export proved",
         response_model=schemas.ModelDetails,
-        responses={status: _ERRORS[status] for status in (401, 403, 404, 503)},
-        openapi_extra={"security": [{"bearer": []}]},
-        tags=["models"],
+        **docs("The model", 401, 403, 404),
     )
     async def model(request: Request, name: str) -> Response:
         principal = await _authenticate(plane, request)
-        return _json(model_details(plane.gateway.model(principal, name)))
-
-    @router.get("/healthz", summary="The process is up", response_model=schemas.Health, tags=["probes"])
-    async def healthz(_: Request) -> Response:
-        return _json({"status": "ok"})
-
-    @router.get("/readyz", summary="It can serve", response_model=schemas.Readiness, tags=["probes"])
-    async def readyz(_: Request) -> Response:
-        checks = await plane.readiness()
-        ready = all(checks.values())
-        return _json({"ready": ready, "checks": checks}, status=200 if ready else 503)
+        return json_response(model_details(plane.gateway.model(principal, name)))
 
     # RFC 9110, section 9.1: whoever answers GET answers HEAD.
-    for path, get in (
-        ("/healthz", healthz),
-        ("/readyz", readyz),
-        ("/v1/models", models),
-        ("/v1/models/{name}", model),
-    ):
+    router.add_api_route("/v1/models", models, methods=["HEAD"], include_in_schema=False)
+    router.add_api_route("/v1/models/{name}", model, methods=["HEAD"], include_in_schema=False)
+
+
+def _add_usage(router: APIRouter, plane: DataPlane) -> None:
+    def docs(asks: type[BaseModel], *refusals: int) -> dict[str, Any]:
+        return {
+            "response_model": schemas.Usage,
+            "responses": openapi.answered(
+                "What is in the ledger: an answer gets there within seconds", openapi.RATE_LIMITS
+            )
+            | openapi.refused(*refusals, limited=True),
+            "openapi_extra": {"security": openapi.BY_API_KEY, "parameters": documented(asks)},
+            "tags": ["usage"],
+        }
+
+    @router.get("/v1/usage", summary="What this key was used for", **docs(OwnUsageParameters, 401, 422))
+    async def usage(request: Request) -> Response:
+        principal = await _authenticate(plane, request)
+        query = parsed(OwnUsageParameters, request.query_params).query(plane.clock.now())
+        query = replace(query, key_id=principal.key_id)
+        return json_response(usage_json(await plane.ledger.usage(query), query))
+
+    @router.get(
+        "/v1/deployments/{deployment_id}/usage",
+        summary="What this key used one deployment for",
+        **docs(DeploymentUsageParameters, 401, 403, 404, 422),
+    )
+    async def deployment_usage(request: Request, deployment_id: str) -> Response:
+        principal = await _authenticate(plane, request)
+        query = parsed(DeploymentUsageParameters, request.query_params).query(plane.clock.now())
+        query = replace(query, key_id=principal.key_id, deployment=deployment_id)
+        rows = await plane.ledger.usage(query)
+        if not any(row.requests for row in rows):
+            _require_usable(plane, principal, deployment_id)
+        return json_response(usage_json(rows, query))
+
+    for path, get in (("/v1/usage", usage), ("/v1/deployments/{deployment_id}/usage", deployment_usage)):
         router.add_api_route(path, get, methods=["HEAD"], include_in_schema=False)
-    return router
+
+
+def _require_usable(plane: DataPlane, principal: Principal, name: str) -> None:
+    """So that a typo does not read as nothing used; what is billed is shown, even of a model that is gone.
+
+    Raises Forbidden, ModelNotFound, ModelRefused.
+    """
+    with suppress(BackendUnavailable):  # it is being loaded
+        plane.gateway.model(principal, name)
 
 
 async def _infer(plane: DataPlane, request: Request, *, deployment_id: str | None) -> Response:
@@ -176,12 +199,12 @@ def _render(context: RequestContext, answer: InferenceAnswer, *, single: bool) -
 
 async def _authenticate(plane: DataPlane, request: Request) -> Principal:
     context = context_of(request)
-    scheme, _, api_key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not api_key:
+    api_key = bearer(request)
+    if api_key is None:
         raise Unauthenticated
     with context.stage("auth"):
-        principal = await plane.gateway.authenticate(api_key.strip())
-    context.facts.update(key_id=principal.key_id, user=principal.user, tier=principal.tier.name)
+        principal = await plane.gateway.authenticate(api_key)
+    context.authenticated(principal, partial(plane.gateway.limits, principal))
     return principal
 
 
@@ -191,7 +214,3 @@ def _note_stages(context: RequestContext, answer: InferenceAnswer) -> None:
         context.stage_seconds[stage] = max(
             (getattr(picture.seconds, stage) for picture in answer.answered), default=0.0
         )
-
-
-def _json(body: dict[str, Any], *, status: int = 200) -> Response:
-    return Response(orjson.dumps(body), status_code=status, media_type="application/json")

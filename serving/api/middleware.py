@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -11,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.context import RequestContext, attach
 from serving.api.problems import problem_response
+from serving.api.rate_limit_fields import limit_field, policy_field, wait_seconds
+from serving.domain.tenant import Tier
 from serving.errors import InternalError, Overloaded, VisiongateError
 from serving.metrics import Metrics
 
@@ -54,7 +57,7 @@ class RequestMiddleware:
             error = exc if isinstance(exc, VisiongateError) else InternalError()
             if error is not exc:
                 logger.exception("unhandled", extra={"facts": {"request_id": answer.context.request_id}})
-            answer.context.code = error.code
+            answer.context.failed(error)
             if answer.status != CLIENT_LEFT:
                 raise  # half an answer is out: closing the connection is all that is left
             response = problem_response(error, request_id=answer.context.request_id, instance=scope["path"])
@@ -107,8 +110,20 @@ class _Answer:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self.context.request_id
+            if self.context.principal is not None:
+                await self._add_rate_limits(headers, self.context.principal.tier)
             headers["Server-Timing"] = self.context.server_timing()
         await self._send(message)
+
+    async def _add_rate_limits(self, headers: MutableHeaders, tier: Tier) -> None:
+        headers["RateLimit-Policy"] = policy_field(tier, datetime.now(UTC))
+        state = await self.context.known_limits()
+        if state is None:
+            return
+        headers["RateLimit"] = limit_field(state)
+        if violated := self.context.violated_policies:
+            at_least = max(int(headers["Retry-After"]), wait_seconds(state, violated))
+            headers["Retry-After"] = str(at_least)
 
 
 def _method(scope: Scope) -> str:

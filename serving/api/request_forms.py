@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Iterable
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -14,7 +15,10 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from serving.api.idempotency_field import idempotency_key, named
 from serving.api.schemas import MAX_CLASSES, PICTURE_MEDIA_TYPES, InferenceBody, InferenceOptions
+from serving.api.trace_context import trace_id
+from serving.api.validation import invalid
 from serving.domain.inference import InferenceRequest, SentPicture
 from serving.errors import InvalidRequest, PictureUndecodable, UnsupportedMediaType
 
@@ -37,19 +41,21 @@ async def read_inference_request(
     max_pictures: int,
 ) -> InferenceRequest:
     """Raises InvalidRequest, UnsupportedMediaType. What is too long is refused before it is looked into."""
+    key = idempotency_key(request.headers.getlist("idempotency-key"))
     options, pictures, single = await _read_form(request, body, max_pictures)
-    return InferenceRequest(
+    asked = InferenceRequest(
         request_id=request_id,
         model=_one_model(deployment_id, request.query_params.get("model"), options.model),
         pictures=pictures,
         single=single,
         deadline=deadline,
-        trace_id=request_id,
+        trace_id=trace_id(request.headers.getlist("traceparent")) or request_id,
         confidence_threshold=options.confidence_threshold,
         iou_threshold=options.iou_threshold,
         max_detections=options.max_detections,
         classes=options.classes,
     )
+    return asked if key is None else replace(asked, idempotency=await named(key, asked))
 
 
 async def _read_form(request: Request, body: bytes, max_pictures: int) -> Form:
@@ -91,7 +97,7 @@ def _json_form(body: bytes, max_pictures: int) -> Form:
     try:
         parsed = InferenceBody.model_validate(fields)
     except ValidationError as exc:
-        raise _invalid(exc) from exc
+        raise invalid(exc) from exc
     if parsed.image is not None:
         return parsed, (_base64(parsed.image),), True
     return parsed, tuple(_base64(text) for text in parsed.images or ()), False
@@ -151,7 +157,7 @@ def _options(fields: dict[str, Any]) -> InferenceOptions:
     try:
         return InferenceOptions.model_validate(fields)
     except ValidationError as exc:
-        raise _invalid(exc) from exc
+        raise invalid(exc) from exc
 
 
 def _base64(text: str) -> SentPicture:
@@ -163,14 +169,3 @@ def _base64(text: str) -> SentPicture:
         return b64decode(text, validate=True)
     except ValueError:
         return PictureUndecodable("The picture is not valid base64.")
-
-
-def _invalid(exc: ValidationError) -> InvalidRequest:
-    """Every finding, by field; the offending input itself is left out, it may be a picture."""
-    findings = exc.errors(include_url=False, include_input=False, include_context=False)
-    return InvalidRequest(
-        "; ".join(
-            ": ".join(filter(None, [".".join(str(part)[:50] for part in finding["loc"]), finding["msg"]]))
-            for finding in findings[:10]
-        )
-    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from serving.domain.usage import GroupBy
 
 MAX_CLASSES = 1000
 
@@ -139,25 +141,78 @@ class ModelList(BaseModel):
     models: list[ModelDescription]
 
 
+Amount = Annotated[str, Field(description="In units of the operator's currency, six decimals")]
+
+
+class UsageRow(BaseModel):
+    group: str = Field(
+        description="What it is of, by `group_by`: a deployment, a day `2026-11-21`; '' of all"
+    )
+    requests: int
+    pictures: int = Field(description="Those that were answered, and are billed")
+    pixels: int
+    received_bytes: int
+    inference_microseconds: int
+    amount: Amount
+    amount_micros: int
+
+
+class Usage(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    begin: AwareDatetime = Field(alias="from")
+    end: AwareDatetime = Field(alias="to", description="Excluded")
+    group_by: GroupBy
+    rows: list[UsageRow]
+
+
+class InvoiceLine(BaseModel):
+    user: str
+    key_id: str
+    tier: str
+    deployment: str | None
+    what: Literal["pictures", "subscription"]
+    quantity: int
+    unit_price: Amount = Field(description="Of 1000 pictures, or of a month")
+    unit_price_micros: int
+    amount: Amount
+    amount_micros: int
+
+
+class Invoice(BaseModel):
+    month: str = Field(examples=["2026-11"])
+    total: Amount
+    total_micros: int
+    lines: list[InvoiceLine]
+
+
 class Health(BaseModel):
     status: Literal["ok"]
 
 
 class Readiness(BaseModel):
     ready: bool
-    checks: dict[str, bool]
+    checks: dict[str, bool] = Field(description="What it cannot serve without")
+    degraded: list[str] = Field(description="What it does without meanwhile: `accounts` is its own limits")
 
 
 class Problem(BaseModel):
     """RFC 9457 problem details."""
+
+    model_config = ConfigDict(populate_by_name=True)
 
     type: str
     title: str
     status: int
     detail: str
     instance: str
-    code: str
+    code: str = Field(description="Stable: what a client may branch on")
     request_id: str
+    violated_policies: list[str] | None = Field(
+        default=None,
+        alias="violated-policies",
+        description="Of a 429: the limits that were reached, by their names in `RateLimit-Policy`",
+    )
 
 
 PICTURE_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp")

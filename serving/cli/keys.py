@@ -1,34 +1,39 @@
-"""`visiongate keys`: issue, list and revoke API keys."""
+"""`visiongate keys`: issue, list, rotate and revoke API keys, disable users, and see what was done."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pwd
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
-from typing import Annotated, Any
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
+from prometheus_client import CollectorRegistry
 
+from serving.adapters.key_changes import KeyChangePublisher
+from serving.adapters.redis.client import RedisConnection
+from serving.adapters.redis.key_changes import RedisKeyChanges
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.tiers import load_tiers
-from serving.cli.console import out
+from serving.cli.console import errors, out
+from serving.cli.key_views import change_json, changes_table, key_json, keys_table, moment
 from serving.clock import SystemClock
-from serving.domain.key_record import IssuedKey, KeyRecord
+from serving.domain.key_change import ChangedKeys
+from serving.domain.key_record import IssuedKey
 from serving.errors import BackendUnavailable, OperatorError
+from serving.metrics import Metrics
 from serving.settings import load_settings
 
-app = typer.Typer(help="Issue, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Issue, list, rotate and revoke API keys.", no_args_is_help=True)
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST_SECONDS = 36_525 * 86_400
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def duration(text: str) -> timedelta:
@@ -42,116 +47,185 @@ def duration(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def duration_or_none(text: str) -> timedelta:
+    """`0s` as well. Raises typer.BadParameter."""
+    return timedelta() if text == "0s" else duration(text)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+KeyId = Annotated[str, typer.Argument(help="The key's id, as listed.")]
+OfUser = Annotated[str | None, typer.Option("--user", help="Of this user only.")]
+Lifetime = Annotated[timedelta | None, typer.Option(parser=duration, metavar="30d", help="Default: never.")]
+Overlap = Annotated[
+    timedelta,
+    typer.Option(
+        parser=duration_or_none, metavar="24h", help="How long earlier secrets work on; 0s: no more."
+    ),
+]
+
+
 @app.command()
 def create(
     tier: Annotated[str, typer.Option(help="Tier that sets the key's limits.")],
     user: Annotated[str, typer.Option(help="Who will own the key.")],
     model: Annotated[list[str] | None, typer.Option(help="Allow this model; repeat. Default: all.")] = None,
-    expires_in: Annotated[
-        timedelta | None, typer.Option(parser=duration, metavar="30d", help="Default: never.")
-    ] = None,
+    expires_in: Lifetime = None,
     as_json: AsJson = False,
 ) -> None:
     """Issue a key. Its text is shown now and never again."""
-    asyncio.run(_create(tier=tier, user=user, models=model or None, expires_in=expires_in, as_json=as_json))
+
+    async def run() -> None:
+        expires_at = None if expires_in is None else SystemClock().now() + expires_in
+        async with _registry() as registry:
+            issued = await registry.create(
+                actor=_actor(), user=user, tier=tier, models=model or None, expires_at=expires_at
+            )
+        _show_once(issued, as_json=as_json)
+
+    asyncio.run(run())
 
 
 @app.command("list")
-def list_keys(as_json: AsJson = False) -> None:
-    """List all keys, without their secrets."""
-    asyncio.run(_list(as_json=as_json))
+def list_keys(user: OfUser = None, as_json: AsJson = False) -> None:
+    """List keys, without their secrets."""
+
+    async def run() -> None:
+        async with _registry() as registry:
+            records = await registry.list(user=user)
+        now = SystemClock().now()
+        if as_json:
+            typer.echo(json.dumps([key_json(record, now) for record in records]))
+        else:
+            out.print(keys_table(records, now))
+
+    asyncio.run(run())
 
 
 @app.command()
-def revoke(
-    key_id: Annotated[str, typer.Argument(help="The key's id, as listed.")], as_json: AsJson = False
-) -> None:
-    """Stop a key, within a second and for ever."""
-    asyncio.run(_revoke(key_id, as_json=as_json))
+def revoke(key_id: KeyId, as_json: AsJson = False) -> None:
+    """Stop a key with all its secrets, within a second and for ever."""
+
+    async def run() -> None:
+        async with _registry() as registry:
+            record = await registry.revoke(key_id, actor=_actor())
+        if as_json:
+            typer.echo(json.dumps(key_json(record, SystemClock().now())))
+        else:
+            typer.echo(f"{record.id} of {record.user} is revoked since {moment(record.revoked_at)}.")
+
+    asyncio.run(run())
 
 
-async def _create(
-    *, tier: str, user: str, models: list[str] | None, expires_in: timedelta | None, as_json: bool
+@app.command()
+def rotate(key_id: KeyId, overlap: Overlap = timedelta(hours=24), as_json: AsJson = False) -> None:
+    """Give a key a new secret, shown now and never again. Its id, limits and usage stay."""
+
+    async def run() -> None:
+        async with _registry() as registry:
+            issued = await registry.rotate(key_id, actor=_actor(), overlap=overlap)
+        _show_once(issued, as_json=as_json)
+
+    asyncio.run(run())
+
+
+@app.command()
+def disable_user(user: str, as_json: AsJson = False) -> None:
+    """Stop all keys of a user, within a second, until the user is enabled again."""
+    asyncio.run(_set_user_enabled(user, enabled=False, as_json=as_json))
+
+
+@app.command()
+def enable_user(user: str, as_json: AsJson = False) -> None:
+    """Let the keys of a disabled user work again, but those that are revoked or have expired."""
+    asyncio.run(_set_user_enabled(user, enabled=True, as_json=as_json))
+
+
+@app.command()
+def history(
+    key: Annotated[str | None, typer.Option(help="Of this key, and of its user as a whole.")] = None,
+    user: OfUser = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="The latest so many.")] = 1000,
+    as_json: AsJson = False,
 ) -> None:
-    expires_at = None if expires_in is None else SystemClock().now() + expires_in
+    """Show who did what to keys and users, oldest first."""
+
+    async def run() -> None:
+        async with _registry() as registry:
+            rows = await registry.history(key_id=key, user=user, limit=limit)
+        if as_json:
+            typer.echo(json.dumps([change_json(row) for row in rows]))
+        else:
+            out.print(changes_table(rows))
+
+    asyncio.run(run())
+
+
+async def _set_user_enabled(user: str, *, enabled: bool, as_json: bool) -> None:
     async with _registry() as registry:
-        issued = await registry.create(user=user, tier=tier, models=models, expires_at=expires_at)
+        keys = await registry.set_user_enabled(user, enabled=enabled, actor=_actor())
     if as_json:
-        typer.echo(json.dumps(_issued(issued)))
+        typer.echo(json.dumps({"user": user, "enabled": enabled, "keys": keys}))
+    else:
+        typer.echo(f"{user} is {'enabled' if enabled else 'disabled'}; that concerns {keys} keys.")
+
+
+def _show_once(issued: IssuedKey, *, as_json: bool) -> None:
+    now = SystemClock().now()
+    if as_json:
+        typer.echo(json.dumps({**key_json(issued.record, now), "api_key": issued.api_key.reveal()}))
         return
-    out.print(_table([issued.record]))
+    out.print(keys_table([issued.record], now))
     typer.echo(f"\n{issued.api_key.reveal()}\n")  # not through rich, which would wrap it
     out.print("Keep it now: it is stored nowhere and cannot be shown again.")
 
 
-async def _list(*, as_json: bool) -> None:
-    async with _registry() as registry:
-        records = await registry.list()
-    if as_json:
-        typer.echo(json.dumps([_listed(record) for record in records]))
-    else:
-        out.print(_table(records))
+class _Announcing:
+    """`KeyChangePublisher` that says so where it could not publish."""
 
+    def __init__(self, publisher: KeyChangePublisher) -> None:
+        self._publisher = publisher
 
-async def _revoke(key_id: str, *, as_json: bool) -> None:
-    async with _registry() as registry:
-        record = await registry.revoke(key_id)
-    if as_json:
-        typer.echo(json.dumps(_listed(record)))
-    else:
-        typer.echo(f"{record.id} of {record.user} is revoked since {_moment(record.revoked_at)}.")
+    async def publish(self, keys: ChangedKeys) -> bool:
+        was_told = await self._publisher.publish(keys)
+        if not was_told:
+            errors.print(
+                "[bold yellow]warning:[/] Redis could not be told; gateways find the change in the database, "
+                "within a second where they can reach it.",
+                highlight=False,
+            )
+        return was_told
 
 
 @asynccontextmanager
 async def _registry() -> AsyncIterator[KeyRegistry]:
     settings = load_settings()
     tiers = load_tiers(settings.tiers_file)
-    database = Database(settings.database_url)
-    try:
-        yield KeyRegistry(database, server_secret=settings.key_hash_secret, tiers=tiers, clock=SystemClock())
-    except BackendUnavailable as exc:
-        raise OperatorError(f"{exc.detail} {getattr(exc.__cause__, 'orig', exc.__cause__)}") from exc
-    finally:
-        await database.close()
-
-
-def _issued(issued: IssuedKey) -> dict[str, Any]:
-    listed = _listed(issued.record)
-    shown = {name: listed[name] for name in ("id", "prefix", "user", "tier", "models", "expires_at")}
-    return {**shown, "api_key": issued.api_key.reveal()}
-
-
-def _listed(record: KeyRecord) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "prefix": f"pk_{record.prefix}",
-        "user": record.user,
-        "tier": record.tier,
-        "models": None if record.models is None else sorted(record.models),
-        "state": record.state(SystemClock().now()),
-        "created_at": _moment(record.created_at),
-        "expires_at": _moment(record.expires_at),
-        "revoked_at": _moment(record.revoked_at),
-    }
-
-
-def _table(records: Sequence[KeyRecord]) -> Table:
-    table = Table("id", "prefix", "user", "tier", "models", "expires", "state")
-    for record in records:
-        row = _listed(record)
-        models = "all" if record.models is None else ", ".join(row["models"])
-        cells = (
-            row["id"],
-            row["prefix"],
-            row["user"],
-            row["tier"],
-            models,
-            row["expires_at"] or "never",
-            row["state"],
+    async with AsyncExitStack() as stack:
+        database = Database(settings.database_url)
+        stack.push_async_callback(database.close)
+        connection = RedisConnection(
+            settings.redis_address,
+            timeout_seconds=settings.redis_timeout_seconds,
+            metrics=Metrics(CollectorRegistry()),
         )
-        table.add_row(*(escape(cell) for cell in cells))
-    return table
+        stack.push_async_callback(connection.close)
+        try:
+            yield KeyRegistry(
+                database,
+                server_secret=settings.key_hash_secret,
+                tiers=tiers,
+                clock=SystemClock(),
+                publisher=_Announcing(RedisKeyChanges(connection)),
+            )
+        except BackendUnavailable as exc:
+            why = getattr(exc.__cause__, "orig", exc.__cause__)
+            raise OperatorError(f"{exc.detail} {why}") from exc
 
 
-def _moment(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat(timespec="seconds")
+def _actor() -> str:
+    """Whom the system knows this process as; what the environment says of it, anybody may set."""
+    try:
+        login = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's made-up user
+        login = str(os.getuid())
+    return f"cli:{login}"

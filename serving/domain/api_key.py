@@ -9,6 +9,9 @@
     └ marker that secret scanners know
 
 All parts are base 62. The checksum refuses a typo without a look-up; it proves nothing else.
+
+Secret scanners find a key by `SCANNER_PATTERN`; with the checksum compared, as `ApiKey.parse` does, what they
+report is a key and not a text that looks like one (of those, one in 2^32 passes).
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ PREFIX_CHARACTERS = 12
 SECRET_CHARACTERS = 32
 CHECKSUM_CHARACTERS = 6
 MINIMUM_HASH_SECRET_BYTES = 16
+
+SCANNER_PATTERN = r"\bpk_[0-9A-Za-z]{12}_[0-9A-Za-z]{38}\b"
+"""Every key in a text and nothing shorter or longer, in the syntax that all scanners share."""
 
 _FORM = re.compile(
     rf"pk_([0-9A-Za-z]{{{PREFIX_CHARACTERS}}})_"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 
 MICROS_PER_UNIT = 1_000_000
 
@@ -17,10 +17,11 @@ def micros(amount: Decimal) -> int:
 
 def priced(pictures: int, price_micros_per_1000: int) -> int:
     """What so many pictures cost, in micros; a half goes to the even neighbour."""
-    exact = Decimal(pictures * price_micros_per_1000) / 1000
-    return int(exact.to_integral_value(ROUND_HALF_EVEN))
+    whole, rest = divmod(pictures * price_micros_per_1000, 1000)
+    return whole + (rest > 500 or (rest == 500 and whole % 2 == 1))
 
 
-def as_decimal(amount_micros: int) -> Decimal:
-    """In units, always with six decimals."""
-    return Decimal(amount_micros).scaleb(-6)
+def as_text(amount_micros: int) -> str:
+    """In units, always with six decimals: `12.340000`. From 0."""
+    units, rest = divmod(amount_micros, MICROS_PER_UNIT)
+    return f"{units}.{rest:06d}"

@@ -36,6 +36,10 @@ class Month:
         return Month(self.year + 1, 1) if self.number == 12 else Month(self.year, self.number + 1)
 
     @property
+    def previous(self) -> Month:
+        return Month(self.year - 1, 12) if self.number == 1 else Month(self.year, self.number - 1)
+
+    @property
     def end(self) -> datetime:
         """The first moment after it."""
         return self.next.begin

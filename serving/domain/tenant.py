@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
+from serving.domain.money import micros
+
 LOWEST_PRIORITY = 3
 """As many levels as Triton's queues of our models have."""
 
@@ -17,7 +19,8 @@ class Tier:
     rate_limit_per_minute, burst, monthly_quota: in pictures.
     max_concurrent_requests: of one key, under way at a time, on all gateways together.
     priority: 1 is served first, wherever requests wait: for a thread, for a batch, in Triton's queue.
-    price_per_1000, price_per_month: for a thousand pictures, and whatever was used; in one currency.
+    price_per_1000, price_per_month: for a thousand pictures, and whatever was used; in one currency, with at
+    most six decimals.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Tier:
             raise ValueError("monthly_quota is None or at least 0")
         if not all(price.is_finite() and price >= 0 for price in (self.price_per_1000, self.price_per_month)):
             raise ValueError("a price is at least 0")
+        for price in (self.price_per_1000, self.price_per_month):
+            micros(price)  # raises ValueError: nothing that is billed is ever rounded
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,26 +2,37 @@
 
 ::
 
-    submit ─► waiting (bounded, first come first served) ─► a batch, once fewer than the most are in flight
-                 │ deadline passes or client leaves: out         │ run(items): one result or error an item
-                 └─► DeadlineExceeded                            └─► each submitter gets its own
+    submit ─► waiting (bounded, by priority, then arrival) ─► a batch, once fewer than the most are in flight
+                 │ deadline passes or client leaves: out          │ run(items): one result or error an item
+                 └─► DeadlineExceeded                             └─► each submitter gets its own
 
 There is no timer that holds a batch open: while batches are in flight, what arrives gathers, and leaves as
 one when a place becomes free. So batches are as large as the load makes them, and an idle server answers at
 once.
+
+Priority 1 goes before 2, and never waits for it to make room:
+
+- A batch holds one priority. Its items are answered together, so an urgent one among fifteen that are not
+  would wait for all of them to be computed.
+- A batch finds its place taken only by batches that are as urgent or more: the most are in flight of each
+  priority and those above it, and a flood of the least urgent keeps no other from leaving at once.
+- Where the queue is full, a newcomer takes the place of the last that came of the least urgent, which is
+  refused in its stead.
+
+Nothing is promised to the least urgent: while the more urgent fill every place, it waits until its deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
 from serving.errors import BackendUnavailable, DeadlineExceeded, InternalError, Overloaded, VisiongateError
 from serving.ports import Clock
+from serving.waiting_line import WaitingLine
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +55,7 @@ class Batched(Generic[Result]):
 @dataclass(eq=False, slots=True)
 class _Entry(Generic[Item, Result]):
     item: Item
+    priority: int
     deadline: float
     submitted_at: float
     answer: asyncio.Future[Batched[Result]]
@@ -69,7 +81,10 @@ class _Batch(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Belongs to one event loop. `deadline` and the clock's `monotonic` are on the same line, in seconds."""
+    """Belongs to one event loop. `deadline` and the clock's `monotonic` are on the same line, in seconds.
+
+    max_batches_in_flight: of one priority together with all that are more urgent.
+    """
 
     def __init__(
         self,
@@ -87,19 +102,20 @@ class Batcher(Generic[Item, Result]):
         self._max_batches_in_flight = max_batches_in_flight
         self._max_queue_size = max_queue_size
         self._clock = clock
-        self._waiting: OrderedDict[_Entry[Item, Result], None] = OrderedDict()
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._waiting: WaitingLine[_Entry[Item, Result]] = WaitingLine()
+        self._in_flight: dict[asyncio.Task[None], int] = {}  # with the priority of each
         self._closed = False
 
-    async def submit(self, item: Item, *, deadline: float) -> Batched[Result]:
+    async def submit(self, item: Item, *, deadline: float, priority: int) -> Batched[Result]:
         """Wait for the item's own result.
 
-        Raises Overloaded at once when the queue is full, DeadlineExceeded when the deadline passes, queued or
-        running, BackendUnavailable after `close`, and what `run` raises or answers for the item. Cancelling
-        takes the item out of the queue; a running batch is cancelled when nobody waits for any of its items
-        any more.
+        Raises Overloaded at once when the queue is full of what is as urgent or more, and later when
+        something more urgent takes the item's place in it; DeadlineExceeded when the deadline passes, queued
+        or running; BackendUnavailable after `close`; and what `run` raises or answers for the item.
+        Cancelling takes the item out of the queue; a running batch is cancelled when nobody waits for any of
+        its items any more.
         """
-        entry = self._enqueue(item, deadline)
+        entry = self._enqueue(item, deadline, priority)
         loop = asyncio.get_running_loop()
         timer = loop.call_later(deadline - entry.submitted_at, self._expire, entry)
         try:
@@ -115,7 +131,7 @@ class Batcher(Generic[Item, Result]):
         while self._in_flight:
             await asyncio.wait(self._in_flight)
 
-    def _enqueue(self, item: Item, deadline: float) -> _Entry[Item, Result]:
+    def _enqueue(self, item: Item, deadline: float, priority: int) -> _Entry[Item, Result]:
         now = self._clock.monotonic()
         if self._closed:
             raise BackendUnavailable("The server is shutting down.")
@@ -124,20 +140,26 @@ class Batcher(Generic[Item, Result]):
         if len(self._waiting) >= min(self._max_batch_size, self._max_queue_size):
             self._dispatch()
         if len(self._waiting) >= self._max_queue_size:
-            raise Overloaded
+            self._make_room_for(priority)
         loop = asyncio.get_running_loop()
-        entry: _Entry[Item, Result] = _Entry(item, deadline, now, loop.create_future())
-        self._waiting[entry] = None
+        entry: _Entry[Item, Result] = _Entry(item, priority, deadline, now, loop.create_future())
+        self._waiting.add(entry, priority)
         # Not at once, but after whoever else is ready in this turn of the loop: they arrived together.
         loop.call_soon(self._dispatch)
         return entry
+
+    def _make_room_for(self, priority: int) -> None:
+        least_urgent = self._waiting.least_urgent
+        if least_urgent is None or priority >= least_urgent:
+            raise Overloaded
+        self._waiting.pop_last().fail(Overloaded())
 
     def _expire(self, entry: _Entry[Item, Result]) -> None:
         self._leave(entry)
         entry.fail(DeadlineExceeded())
 
     def _leave(self, entry: _Entry[Item, Result]) -> None:
-        self._waiting.pop(entry, None)
+        self._waiting.discard(entry, entry.priority)
         batch, entry.batch = entry.batch, None
         if batch is None:
             return
@@ -146,22 +168,26 @@ class Batcher(Generic[Item, Result]):
             batch.task.cancel()
 
     def _dispatch(self) -> None:
-        while len(self._in_flight) < self._max_batches_in_flight:
+        while (priority := self._waiting.most_urgent) is not None and self._has_a_place_for(priority):
             now = self._clock.monotonic()
-            entries = self._next_entries(now)
+            entries = self._next_entries(priority, now)
             if not entries:
-                return
+                continue
             batch = _Batch(entries, started_at=now, awaited=set(entries))
             for entry in entries:
                 entry.batch = batch
             batch.task = asyncio.get_running_loop().create_task(self._work(batch))
-            self._in_flight.add(batch.task)
+            self._in_flight[batch.task] = priority
             batch.task.add_done_callback(self._finished)
 
-    def _next_entries(self, now: float) -> list[_Entry[Item, Result]]:
+    def _has_a_place_for(self, priority: int) -> bool:
+        taken = sum(other <= priority for other in self._in_flight.values())
+        return taken < self._max_batches_in_flight
+
+    def _next_entries(self, priority: int, now: float) -> list[_Entry[Item, Result]]:
         entries: list[_Entry[Item, Result]] = []
-        while self._waiting and len(entries) < self._max_batch_size:
-            entry, _ = self._waiting.popitem(last=False)
+        while self._waiting.most_urgent == priority and len(entries) < self._max_batch_size:
+            entry = self._waiting.pop_first()
             if entry.deadline > now:
                 entries.append(entry)
             else:  # its timer is due in this turn of the loop too, and may come after us
@@ -169,7 +195,7 @@ class Batcher(Generic[Item, Result]):
         return entries
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._in_flight.discard(task)
+        del self._in_flight[task]
         self._dispatch()
 
     async def _work(self, batch: _Batch[Item, Result]) -> None:

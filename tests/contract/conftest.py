@@ -2,149 +2,49 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import NoReturn
 
-import psutil
 import pytest
 
 from serving.adapters.memory.clock import ManualClock
-
-START_TIMEOUT_SECONDS = 60.0
-
-
-class PostgresqlServer:
-    """A throwaway `postgres` that listens on a socket in its own folder, never as root."""
-
-    def __init__(self, programs: Path, folder: Path) -> None:
-        self._programs = programs
-        self._folder = folder
-        self._user = "postgres" if os.geteuid() == 0 else None
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def initialise(self) -> None:
-        if self._user is not None:
-            shutil.chown(self._folder, self._user)
-        self._run(
-            "initdb",
-            "-D",
-            self._data,
-            "-A",
-            "trust",
-            "-U",
-            "postgres",
-            "--no-sync",
-            "--no-locale",
-            "-E",
-            "UTF8",
-        )
-
-    def start(self) -> None:
-        quick = ("-c", "fsync=off", "-c", "max_connections=50")
-        local = ("-k", str(self._folder), "-c", "listen_addresses=")
-        self._process = subprocess.Popen(
-            [self._programs / "postgres", "-D", self._data, *local, *quick],
-            user=self._user,
-            cwd=self._folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while self._process.poll() is None and time.monotonic() < deadline:
-            if self._run("pg_isready", "-h", str(self._folder), check=False) == 0:
-                return
-        raise RuntimeError(f"postgres did not start; exit code {self._process.poll()}")
-
-    def stop(self) -> None:
-        """Like a crash: no goodbye to clients."""
-        if self._process is not None:
-            self._process.send_signal(3)  # SIGQUIT: immediate shutdown, children included
-            self._process.wait(timeout=30)
-            self._process = None
-
-    def freeze(self) -> None:
-        for process in self._family():
-            process.suspend()
-
-    def thaw(self) -> None:
-        for process in self._family():
-            process.resume()
-
-    def new_database(self, name: str) -> str:
-        """The URL of an empty database."""
-        self._run("createdb", "-h", str(self._folder), "-U", "postgres", name)
-        return self.url_of(name)
-
-    def url_of(self, name: str) -> str:
-        return f"postgresql://postgres@/{name}?host={self._folder}"
-
-    @property
-    def _data(self) -> str:
-        return str(self._folder / "data")
-
-    def _family(self) -> list[psutil.Process]:
-        assert self._process is not None
-        server = psutil.Process(self._process.pid)
-        return [server, *server.children(recursive=True)]
-
-    def _run(self, program: str, *arguments: str, check: bool = True) -> int:
-        done = subprocess.run(
-            [self._programs / program, *arguments],
-            user=self._user,
-            cwd=self._folder,
-            capture_output=True,
-            timeout=START_TIMEOUT_SECONDS,
-            check=check,
-        )
-        return done.returncode
-
-
-def _postgresql_programs() -> Path | None:
-    on_path = shutil.which("initdb")
-    packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    found = [Path(on_path), *packaged] if on_path else packaged
-    return found[-1].resolve().parent if found else None
-
-
-def _may_run_postgresql() -> bool:
-    return os.geteuid() != 0 or any(entry.pw_name == "postgres" for entry in pwd.getpwall())
-
-
-def _do_without(why: str) -> NoReturn:
-    """A reason to skip on a developer's machine, and to fail where every server has to be there."""
-    if os.environ.get("VISIONGATE_TEST_REQUIRE_SERVERS") == "1":
-        pytest.fail(why)
-    pytest.skip(why)
+from tests.support.account_forms import Accounts, NewAccounts, in_memory, on_redis
+from tests.support.postgresql import PostgresqlServer, running_postgresql
+from tests.support.redis import KINDS, cluster_client, running_cluster, running_redis
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgresqlServer]:
-    programs = _postgresql_programs()
-    if programs is None:
-        _do_without("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    if not _may_run_postgresql():
-        _do_without("PostgreSQL refuses to run as root, and there is no user 'postgres'")
-    # A socket's path may have 107 characters, and pytest's own folders are closed to other users.
-    with tempfile.TemporaryDirectory(prefix="pg_", dir="/tmp") as folder:
-        server = PostgresqlServer(programs, Path(folder))
-        server.initialise()
-        try:
-            server.start()
-            yield server
-        finally:
-            server.stop()
+    with running_postgresql() as server:
+        yield server
 
 
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
+
+
+@pytest.fixture(scope="session", params=["memory", *KINDS, "cluster"])
+def new_accounts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[NewAccounts]:
+    """Empty accounts of each form, on a clock of their own."""
+    match request.param:
+        case "memory":
+            yield in_memory()
+        case "cluster":
+            with running_cluster(tmp_path_factory.mktemp("cluster")) as url, cluster_client(url) as cluster:
+                yield on_redis(url, cluster)
+        case kind:
+            with running_redis(kind, tmp_path_factory.mktemp(kind)) as server, server.client() as client:
+                yield on_redis(server.url, client)
+
+
+@pytest.fixture
+async def accounts(new_accounts: NewAccounts) -> AsyncIterator[Accounts]:
+    async with new_accounts() as made:
+        yield made
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

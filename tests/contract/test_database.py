@@ -7,27 +7,23 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Protocol
 
 import asyncpg
 import pytest
-from pydantic import SecretStr
-from sqlalchemy import func, select, text
+from sqlalchemy import func, insert, select, text
 
 from serving.adapters.memory.clock import ManualClock
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.sql.key_store import LOOK_UP_TIMEOUT_SECONDS, SqlKeyStore
-from serving.adapters.sql.tables import ApiKeyRow
-from serving.adapters.tiers import load_tiers
+from serving.adapters.sql.key_tables import ApiKeyRow, KeySecretRow, rows_of_secrets
 from serving.domain.api_key import ApiKey
 from serving.errors import BackendUnavailable
+from tests.support.keys import ACTOR, registry_of, store_of
 
-SERVER_SECRET = SecretStr("a secret for tests only")
-TIERS = load_tiers(None)
 PROJECT = Path(__file__).parents[2]
 
 PREPARE = """
@@ -66,9 +62,9 @@ async def opened(url: str) -> AsyncIterator[Database]:
 @asynccontextmanager
 async def opened_store(url: str, clock: ManualClock) -> AsyncIterator[tuple[SqlKeyStore, KeyRegistry]]:
     async with opened(url) as database:
-        store = SqlKeyStore(database, server_secret=SERVER_SECRET, tiers=TIERS, clock=clock)
+        store = store_of(database, clock)
         try:
-            yield store, KeyRegistry(database, server_secret=SERVER_SECRET, tiers=TIERS, clock=clock)
+            yield store, registry_of(database, clock)
         finally:
             await store.close()
 
@@ -102,7 +98,7 @@ async def test_moments_come_back_in_utc(database_url: str, clock: ManualClock) -
     paris = timezone(timedelta(hours=2))
     expires_at = datetime(2026, 7, 1, 1, 30, 0, 123_456, tzinfo=paris)
     async with opened_store(database_url, clock) as (_, registry):
-        await registry.create(user="ada", tier="free", expires_at=expires_at)
+        await registry.create(actor=ACTOR, user="ada", tier="free", expires_at=expires_at)
 
         (record,) = await registry.list()
 
@@ -123,26 +119,27 @@ async def test_a_naive_moment_is_refused(database_url: str) -> None:
 
 async def test_no_models_named_is_null_and_not_the_word(database_url: str, clock: ManualClock) -> None:
     async with opened_store(database_url, clock) as (_, registry):
-        await registry.create(user="ada", tier="free")
+        await registry.create(actor=ACTOR, user="ada", tier="free")
     async with opened(database_url) as database, database.reading() as session:
         assert await session.scalar(text("SELECT count(*) FROM api_keys WHERE models IS NULL")) == 1
 
 
 async def test_a_failed_transaction_leaves_nothing(database_url: str, clock: ManualClock) -> None:
     async with opened_store(database_url, clock) as (_, registry), opened(database_url) as database:
-        issued = await registry.create(user="ada", tier="free")
+        issued = await registry.create(actor=ACTOR, user="ada", tier="free")
 
         with pytest.raises(BackendUnavailable):
             async with database.writing() as session:
-                session.add(ApiKeyRow.of(replace(issued.record, id="key_other")))
+                await session.execute(text("UPDATE api_keys SET tier = 'enterprise'"))
+                await session.execute(insert(KeySecretRow), rows_of_secrets(issued.record))
 
-        assert [record.id for record in await registry.list()] == [issued.record.id]
+        assert list(await registry.list()) == [issued.record]
 
 
 async def test_a_second_file_user_reads_while_one_writes(tmp_path: Path, clock: ManualClock) -> None:
     url = f"sqlite:///{tmp_path}/keys.db"
     async with opened_store(url, clock) as (store, registry), opened(url) as writer:
-        issued = await registry.create(user="ada", tier="free")
+        issued = await registry.create(actor=ACTOR, user="ada", tier="free")
         async with writer.writing() as session:
             await session.execute(text("UPDATE api_keys SET tier = 'pro'"))
 
@@ -195,7 +192,7 @@ async def test_a_refused_connection_is_trouble(clock: ManualClock) -> None:
 
 async def test_a_restarted_server_is_found_again(postgresql: Server, clock: ManualClock) -> None:
     async with opened_store(postgresql.new_database("restarted"), clock) as (store, registry):
-        issued = await registry.create(user="ada", tier="free")
+        issued = await registry.create(actor=ACTOR, user="ada", tier="free")
         await store.authenticate(issued.api_key.reveal())
         postgresql.stop()
         try:
@@ -210,7 +207,7 @@ async def test_a_restarted_server_is_found_again(postgresql: Server, clock: Manu
 
 async def test_a_restart_between_two_requests_fails_neither(postgresql: Server, clock: ManualClock) -> None:
     async with opened_store(postgresql.new_database("unnoticed"), clock) as (store, registry):
-        issued = await registry.create(user="ada", tier="free")
+        issued = await registry.create(actor=ACTOR, user="ada", tier="free")
         await store.authenticate(issued.api_key.reveal())
 
         postgresql.stop()
@@ -222,7 +219,7 @@ async def test_a_restart_between_two_requests_fails_neither(postgresql: Server, 
 
 async def test_a_frozen_server_is_given_up_in_time(postgresql: Server, clock: ManualClock) -> None:
     async with opened_store(postgresql.new_database("frozen"), clock) as (store, registry):
-        issued = await registry.create(user="ada", tier="free")
+        issued = await registry.create(actor=ACTOR, user="ada", tier="free")
         await store.authenticate(issued.api_key.reveal())
         clock.advance(1)
         postgresql.freeze()

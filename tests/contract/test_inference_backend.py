@@ -48,7 +48,7 @@ async def infer(
     """As the gateway does it: the batch is made where the backend wants it."""
     with backend.batch_buffer(contract, len(batch_nhwc)) as buffer:
         buffer[:] = batch_nhwc
-        return await backend.infer(contract, buffer, deadline=deadline)
+        return await backend.infer(contract, buffer, deadline=deadline, priority=1)
 
 
 @pytest.fixture(params=["memory", "triton", "triton_shared_memory"])
@@ -110,7 +110,7 @@ async def test_an_answer_outlives_the_batch_it_is_of(
 async def test_a_batch_need_not_be_made_in_a_buffer(
     backend: InferenceBackend, within: Callable[[float], float]
 ) -> None:
-    output = await backend.infer(CONTRACT, pictures(0, 5), deadline=within(30))
+    output = await backend.infer(CONTRACT, pictures(0, 5), deadline=within(30), priority=1)
 
     np.testing.assert_array_equal(output.tensor[:, 0, 0], [0, 5])
 
@@ -121,7 +121,7 @@ async def test_a_batch_need_not_be_contiguous(
     wide = np.zeros((2, 4, 8, 3), np.uint8)
     wide[1, :, ::2] = 7
 
-    output = await backend.infer(CONTRACT, wide[:, :, ::2], deadline=within(30))
+    output = await backend.infer(CONTRACT, wide[:, :, ::2], deadline=within(30), priority=1)
 
     np.testing.assert_array_equal(output.tensor[:, 0, 0], [0, 7])
 

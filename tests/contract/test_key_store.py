@@ -3,107 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
 
 import pytest
-from pydantic import SecretStr
 
 from serving.adapters.memory.clock import ManualClock
-from serving.adapters.memory.keys import InMemoryKeyStore
 from serving.adapters.sql.database import Database
-from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.sql.key_store import SqlKeyStore
-from serving.adapters.tiers import load_tiers
-from serving.domain.api_key import ApiKey, KeyHasher
-from serving.domain.key_record import IssuedKey, issue_key
+from serving.domain.api_key import ApiKey
 from serving.errors import InternalError, KeyExpired, KeyRevoked, Unauthenticated
-from serving.ports import KeyStore
-
-SERVER_SECRET = SecretStr("a secret for tests only")
-TIERS = load_tiers(None)
-
-
-class House(Protocol):
-    """One form of the port, with the other side of it: who issues and revokes keys."""
-
-    @property
-    def store(self) -> KeyStore: ...
-
-    async def create(
-        self, *, tier: str = "pro", models: Iterable[str] | None = None, expires_at: datetime | None = None
-    ) -> IssuedKey: ...
-
-    async def revoke(self, key_id: str) -> None: ...
-
-    def another_store(self) -> KeyStore:
-        """As a gateway would have it that starts now."""
-
-
-class MemoryHouse:
-    def __init__(self, clock: ManualClock) -> None:
-        self._clock = clock
-        self.store = InMemoryKeyStore(server_secret=SERVER_SECRET, tiers=TIERS, clock=clock)
-
-    async def create(
-        self, *, tier: str = "pro", models: Iterable[str] | None = None, expires_at: datetime | None = None
-    ) -> IssuedKey:
-        issued = issue_key(
-            user="ada",
-            tier=tier,
-            models=models,
-            expires_at=expires_at,
-            tiers=TIERS,
-            hasher=KeyHasher(SERVER_SECRET),
-            now=self._clock.now(),
-        )
-        self.store.add(issued.record)
-        return issued
-
-    async def revoke(self, key_id: str) -> None:
-        self.store.revoke(key_id)
-
-    def another_store(self) -> InMemoryKeyStore:
-        return self.store
-
-
-class SqlHouse:
-    def __init__(self, database: Database, clock: ManualClock, stack: AsyncExitStack) -> None:
-        self._database = database
-        self._clock = clock
-        self._stack = stack
-        self._registry = KeyRegistry(database, server_secret=SERVER_SECRET, tiers=TIERS, clock=clock)
-        self.store = self.another_store()
-
-    async def create(
-        self, *, tier: str = "pro", models: Iterable[str] | None = None, expires_at: datetime | None = None
-    ) -> IssuedKey:
-        return await self._registry.create(user="ada", tier=tier, models=models, expires_at=expires_at)
-
-    async def revoke(self, key_id: str) -> None:
-        await self._registry.revoke(key_id)
-
-    def another_store(self) -> SqlKeyStore:
-        store = SqlKeyStore(self._database, server_secret=SERVER_SECRET, tiers=TIERS, clock=self._clock)
-        self._stack.push_async_callback(store.close)
-        return store
+from tests.support.keys import ACTOR, SERVER_SECRET, TIERS, House, memory_house, registry_of, sql_house
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
 async def house(request: pytest.FixtureRequest, clock: ManualClock, tmp_path: Path) -> AsyncIterator[House]:
     if request.param == "memory":
-        yield MemoryHouse(clock)
+        yield memory_house(clock)
         return
     url = f"sqlite:///{tmp_path}/keys.db"
     if request.param == "postgresql":
         url = request.getfixturevalue("postgresql").new_database(f"keys_{tmp_path.name.lower()}")
-    async with AsyncExitStack() as stack:
-        database = Database(url)
-        stack.push_async_callback(database.close)
-        yield SqlHouse(database, clock, stack)
+    async with sql_house(url, clock) as made:
+        yield made
 
 
 def with_wrong_checksum(key: ApiKey) -> str:
@@ -169,7 +92,7 @@ async def test_an_unknown_key_and_a_wrong_secret_get_the_same_answer(house: Hous
 
 async def test_a_wrong_secret_learns_nothing_of_a_revoked_key(house: House) -> None:
     issued = await house.create()
-    await house.revoke(issued.record.id)
+    await house.keys.revoke(issued.record.id, actor=ACTOR)
 
     with pytest.raises(Unauthenticated) as caught:
         await house.store.authenticate(with_other_secret(issued.api_key))
@@ -193,7 +116,7 @@ async def test_a_key_expires_at_its_moment_even_when_it_was_just_used(
 async def test_a_revoked_key_stops_within_a_second(house: House, clock: ManualClock) -> None:
     issued = await house.create()
     await house.store.authenticate(issued.api_key.reveal())
-    await house.revoke(issued.record.id)
+    await house.keys.revoke(issued.record.id, actor=ACTOR)
 
     clock.advance(1.0)
 
@@ -206,7 +129,7 @@ async def test_use_does_not_prolong_a_revoked_key(house: House, clock: ManualClo
     await house.store.authenticate(issued.api_key.reveal())
     clock.advance(0.75)
     await house.store.authenticate(issued.api_key.reveal())
-    await house.revoke(issued.record.id)
+    await house.keys.revoke(issued.record.id, actor=ACTOR)
 
     clock.advance(0.25)
 
@@ -217,7 +140,7 @@ async def test_use_does_not_prolong_a_revoked_key(house: House, clock: ManualClo
 async def test_a_new_store_refuses_a_revoked_key_at_once(house: House) -> None:
     issued = await house.create()
     await house.store.authenticate(issued.api_key.reveal())
-    await house.revoke(issued.record.id)
+    await house.keys.revoke(issued.record.id, actor=ACTOR)
 
     with pytest.raises(KeyRevoked):
         await house.another_store().authenticate(issued.api_key.reveal())
@@ -225,7 +148,7 @@ async def test_a_new_store_refuses_a_revoked_key_at_once(house: House) -> None:
 
 async def test_revoked_outweighs_expired(house: House, clock: ManualClock) -> None:
     issued = await house.create(expires_at=clock.now() + timedelta(seconds=1))
-    await house.revoke(issued.record.id)
+    await house.keys.revoke(issued.record.id, actor=ACTOR)
     clock.advance(5)
 
     with pytest.raises(KeyRevoked):
@@ -259,11 +182,94 @@ async def test_two_hundred_at_once_get_their_own_answers(house: House) -> None:
     assert {type(answer) for answer in refused} == {Unauthenticated}
 
 
+async def test_a_rotated_keys_secrets_both_open_it_until_the_overlap_ends(
+    house: House, clock: ManualClock
+) -> None:
+    earlier = await house.create(tier="enterprise", models=["shapes"])
+    await house.store.authenticate(earlier.api_key.reveal())
+    newer = await house.keys.rotate(earlier.record.id, actor=ACTOR, overlap=timedelta(seconds=10))
+    ends_at = clock.now() + timedelta(seconds=10)
+
+    clock.set_wall_clock(ends_at - timedelta(microseconds=1))
+    clock.advance(1.0)
+    clock.set_wall_clock(ends_at - timedelta(microseconds=1))
+    before = [await house.store.authenticate(key.api_key.reveal()) for key in (earlier, newer)]
+    clock.set_wall_clock(ends_at)
+
+    assert {principal.key_id for principal in before} == {earlier.record.id}
+    assert before[0].tier is before[1].tier
+    assert before[0].models == before[1].models == frozenset({"shapes"})
+    with pytest.raises(KeyExpired):
+        await house.store.authenticate(earlier.api_key.reveal())
+    assert (await house.store.authenticate(newer.api_key.reveal())).key_id == earlier.record.id
+
+
+async def test_without_an_overlap_the_earlier_secret_ends_within_a_second(
+    house: House, clock: ManualClock
+) -> None:
+    earlier = await house.create()
+    await house.store.authenticate(earlier.api_key.reveal())
+    newer = await house.keys.rotate(earlier.record.id, actor=ACTOR, overlap=timedelta())
+
+    clock.advance(1.0)
+
+    with pytest.raises(KeyExpired):
+        await house.store.authenticate(earlier.api_key.reveal())
+    assert (await house.store.authenticate(newer.api_key.reveal())).key_id == earlier.record.id
+
+
+async def test_revoking_a_rotated_key_stops_all_of_its_secrets(house: House, clock: ManualClock) -> None:
+    first = await house.create()
+    second = await house.keys.rotate(first.record.id, actor=ACTOR, overlap=timedelta(days=1))
+    for key in (first, second):
+        await house.store.authenticate(key.api_key.reveal())
+    await house.keys.revoke(first.record.id, actor=ACTOR)
+
+    clock.advance(1.0)
+
+    for key in (first, second):
+        with pytest.raises(KeyRevoked):
+            await house.store.authenticate(key.api_key.reveal())
+
+
+async def test_a_disabled_users_keys_stop_together_and_come_back_together(
+    house: House, clock: ManualClock
+) -> None:
+    of_ada = [await house.create(user="ada") for _ in range(2)]
+    of_bob = await house.create(user="bob")
+    for key in (*of_ada, of_bob):
+        await house.store.authenticate(key.api_key.reveal())
+
+    await house.keys.set_user_enabled("ada", enabled=False, actor=ACTOR)
+    clock.advance(1.0)
+
+    for key in of_ada:
+        with pytest.raises(KeyRevoked, match="user has been disabled") as caught:
+            await house.store.authenticate(key.api_key.reveal())
+        assert (caught.value.status, caught.value.code) == (401, "key_revoked")
+    assert (await house.store.authenticate(of_bob.api_key.reveal())).user == "bob"
+
+    await house.keys.set_user_enabled("ada", enabled=True, actor=ACTOR)
+    clock.advance(1.0)
+
+    for key in of_ada:
+        assert (await house.store.authenticate(key.api_key.reveal())).key_id == key.record.id
+
+
+async def test_a_wrong_secret_learns_nothing_of_a_disabled_user(house: House) -> None:
+    issued = await house.create()
+    await house.keys.set_user_enabled("ada", enabled=False, actor=ACTOR)
+
+    with pytest.raises(Unauthenticated) as caught:
+        await house.another_store().authenticate(with_other_secret(issued.api_key))
+
+    assert caught.value.code == "unauthenticated"
+
+
 async def test_a_tier_that_is_gone_is_our_fault_not_the_callers(clock: ManualClock, tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/keys.db")
-    registry = KeyRegistry(database, server_secret=SERVER_SECRET, tiers=TIERS, clock=clock)
     try:
-        issued = await registry.create(user="ada", tier="pro")
+        issued = await registry_of(database, clock).create(actor=ACTOR, user="ada", tier="pro")
         store = SqlKeyStore(database, server_secret=SERVER_SECRET, tiers={"free": TIERS["free"]}, clock=clock)
         with pytest.raises(InternalError):
             await store.authenticate(issued.api_key.reveal())

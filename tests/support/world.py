@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import cv2
 import httpx
+import jwt
 import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
@@ -21,9 +23,14 @@ from serving.adapters.memory.backend import InMemoryBackend, Model
 from serving.adapters.memory.catalog import InMemoryCatalog
 from serving.adapters.memory.keys import InMemoryKeyStore
 from serving.adapters.memory.meter import InMemoryMeter
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.ledger import SqlLedger
 from serving.api.app import build_app
 from serving.api.body import BodyLimits
+from serving.api.control_auth import ControlAuth
+from serving.api.control_plane import ControlPlane, control_plane_router
 from serving.api.data_plane import DataPlane, data_plane_router
+from serving.api.probes import Readiness
 from serving.budget import Budget
 from serving.clock import SystemClock
 from serving.detector import Detector, DetectorLimits
@@ -34,10 +41,14 @@ from serving.domain.tenant import Tier
 from serving.lanes import Lanes
 from serving.metrics import Metrics
 from serving.pipeline import Gateway
-from serving.ports import CatalogModel
+from serving.ports import CatalogModel, Clock, Ledger
+from serving.threads import PriorityThreads
 from tests.support.contracts import contract
 
 SECRET = SecretStr("a secret that only tests use, long enough")
+ADMIN_TOKEN = SecretStr("an admin token that only tests use")
+AUDIENCE = "visiongate"
+USER_TOKEN_SECRET = SecretStr("a secret of users' tokens that only tests use")
 INPUT_SIDE = 64
 MAX_BODY_BYTES = 200_000
 MAX_PIXELS = 1_000_000
@@ -69,6 +80,7 @@ class World:
     app: FastAPI
     client: httpx.AsyncClient
     keys: InMemoryKeyStore
+    admission: InMemoryAdmission
     meter: InMemoryMeter
     catalog: InMemoryCatalog
     lanes: Lanes
@@ -76,9 +88,19 @@ class World:
     metrics: Metrics
     held_bytes: Budget
     issue: Callable[..., str]
+    degraded: list[str]
 
     def bearer(self, **terms: Any) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.issue(**terms)}"}
+
+
+def as_operator() -> dict[str, str]:
+    return {"Authorization": f"Bearer {ADMIN_TOKEN.get_secret_value()}"}
+
+
+def as_user(name: str) -> dict[str, str]:
+    claims = {"sub": name, "aud": AUDIENCE, "exp": int(time.time()) + 600}
+    return {"Authorization": f"Bearer {jwt.encode(claims, USER_TOKEN_SECRET.get_secret_value(), 'HS256')}"}
 
 
 @asynccontextmanager
@@ -88,15 +110,19 @@ async def running_world(
     contracts: Sequence[ModelContract] = SHAPES_AND_OTHER,
     model: Model = three_anchors,
     request_timeout_seconds: float = 10,
+    make_admission: Callable[[Clock], InMemoryAdmission] = InMemoryAdmission,
+    ledger: Ledger | None = None,
 ) -> AsyncIterator[World]:
-    """model: answers for all of the contracts."""
+    """model: answers for all of the contracts. ledger: None is one whose database nobody can open."""
     clock = SystemClock()
     metrics = Metrics(CollectorRegistry())
     keys = InMemoryKeyStore(server_secret=SECRET, tiers={tier.name: tier}, clock=clock)
-    meter = InMemoryMeter()
+    admission = make_admission(clock)
+    meter = InMemoryMeter(admission)
     backend = InMemoryBackend(model, clock)
     held_bytes = Budget(2 * MAX_BODY_BYTES)
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(2) as executor:
+        threads = PriorityThreads(executor, 2)
 
         def make_detector(model: CatalogModel) -> Detector:
             return Detector(
@@ -120,28 +146,43 @@ async def running_world(
         await lanes.settle()
         gateway = Gateway(
             keys=keys,
-            admission=InMemoryAdmission(clock),
+            admission=admission,
             meter=meter,
             lanes=lanes,
             clock=clock,
         )
 
-        async def readiness() -> dict[str, bool]:
-            return await lanes.ready()
+        degraded: list[str] = []
 
+        async def readiness() -> Readiness:
+            return Readiness(await lanes.ready(), tuple(degraded))
+
+        ledger = ledger or SqlLedger(Database("sqlite:////nowhere/at/all.db"))
         plane = DataPlane(
             gateway=gateway,
+            ledger=ledger,
+            clock=clock,
             body_limits=BodyLimits(MAX_BODY_BYTES, timeout_seconds=5),
             held_bytes=held_bytes,
             request_timeout_seconds=request_timeout_seconds,
             readiness=readiness,
+        )
+        control = ControlPlane(
+            keys=keys,
+            ledger=ledger,
+            auth=ControlAuth(
+                admin_token=ADMIN_TOKEN, user_jwt_key=USER_TOKEN_SECRET, user_jwt_audience=AUDIENCE
+            ),
+            clock=clock,
+            held_bytes=held_bytes,
+            body_timeout_seconds=5,
         )
 
         async def close() -> None:
             await lanes.close()
 
         app = build_app(
-            [data_plane_router(plane)],
+            [data_plane_router(plane), control_plane_router(control)],
             metrics=metrics,
             max_requests_in_flight=MAX_REQUESTS,
             on_startup=lanes.start,
@@ -149,9 +190,15 @@ async def running_world(
             on_shutdown=close,
         )
 
-        def issue(*, revoked: bool = False, expired: bool = False, models: list[str] | None = None) -> str:
+        def issue(
+            *,
+            user: str = "u",
+            revoked: bool = False,
+            expired: bool = False,
+            models: list[str] | None = None,
+        ) -> str:
             issued = issue_key(
-                user="u",
+                user=user,
                 tier=tier.name,
                 models=models,
                 expires_at=None,
@@ -159,14 +206,22 @@ async def running_world(
                 hasher=KeyHasher(SECRET),
                 now=clock.now(),
             )
-            keys.add(replace(issued.record, expires_at=clock.now() if expired else None))
-            if revoked:
-                keys.revoke(issued.record.id)
+            now = clock.now()
+            keys.add(
+                replace(
+                    issued.record,
+                    expires_at=now if expired else None,
+                    revoked_at=now if revoked else None,
+                )
+            )
             return issued.api_key.reveal()
 
         transport = httpx.ASGITransport(app, raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-            yield World(app, client, keys, meter, catalog, lanes, backend, metrics, held_bytes, issue)
+            yield World(
+                *(app, client, keys, admission, meter, catalog, lanes),
+                *(backend, metrics, held_bytes, issue, degraded),
+            )
         await close()
 
 

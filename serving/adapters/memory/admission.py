@@ -1,47 +1,77 @@
-"""Rate and monthly quota for one gateway process."""
+"""Rate, monthly quota and concurrency for one gateway process."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from serving.adapters.memory.token_bucket import UNITS_PER_TOKEN, TokenBucket
+from serving.adapters import limits
+from serving.adapters.memory.answers import KeptAnswers
+from serving.adapters.memory.token_bucket import TokenBucket
 from serving.domain.idempotency import IdempotencyKey
 from serving.domain.inference import RenderedAnswer
 from serving.domain.limits import LimitState
+from serving.domain.month import Month
 from serving.domain.tenant import Principal, Tier
-from serving.errors import InvalidRequest, Overloaded, QuotaExceeded, RateLimited
+from serving.domain.usage import UsageEvent
+from serving.errors import Overloaded
 from serving.ports import Clock, Reservation
 
-MAX_BUCKETS = 100_000
-MAX_OPEN_RESERVATIONS = 65_536
+MAX_ACCOUNTS = 100_000
 MONTHS_KEPT = 2  # so that a clock set back over midnight of the first finds its counts again
-
-Month = tuple[int, int]
-"""Year and month of the calendar in UTC."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
-    month: Month
+class _Lease:
     pictures: int
+    tokens: int
+    month: Month
+    ends_at_us: int
+
+
+@dataclass(slots=True)
+class _Account:
+    """tier: by which it was last asked for. leases: by request id, of the requests under way."""
+
+    bucket: TokenBucket
+    tier: Tier
+    leases: dict[str, _Lease] = field(default_factory=dict)
 
 
 class InMemoryAdmission:
-    """`Admission` by a token bucket a key and a count a key and month, exact and never waiting.
+    """`Admission` by a token bucket and leases a key, and a count a key and month; exact and never waiting.
 
-    Nothing here suspends, so on one event loop every decision is atomic. Bounds: a bucket that has filled up
-    again makes room for a new one; of open reservations the latest are remembered; counts are one number for
+    Nothing here suspends, so on one event loop every decision is atomic. What refills and lapses does so by
+    the clock's `monotonic`; the month is that of `admitted_at`. Tokens of a lapsed lease stay spent: nobody
+    knows whether its request ran. A request that is admitted again gives back what it had reserved, but not
+    its tokens.
+
+    Bounds: an account with a full bucket and no leases makes room for a new one; counts are one number for
     each key seen in a month, and keys are the operator's to issue.
     """
 
-    def __init__(self, clock: Clock, *, max_buckets: int = MAX_BUCKETS) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        picture_costs: Callable[[], int] = lambda: 1,
+        admitted_at: Callable[[], datetime] | None = None,
+        max_accounts: int = MAX_ACCOUNTS,
+    ) -> None:
+        """picture_costs: tokens for each picture, at least 1: the number of gateways where each is to admit
+        its share; whatever a request has in it, it costs no more than a burst. admitted_at: what time it is,
+        for months and reservations; None is the clock's.
+        """
         self._clock = clock
-        self._max_buckets = max_buckets
-        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
-        self._used: OrderedDict[Month, dict[str, int]] = OrderedDict()
-        self._open: OrderedDict[tuple[str, str], _Taken] = OrderedDict()
+        self._picture_costs = picture_costs
+        self._admitted_at = admitted_at or clock.now
+        self._max_accounts = max_accounts
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()
+        self._used: OrderedDict[Month, Counter[str]] = OrderedDict()
+        self._admitted: Counter[str] = Counter()
+        self._answers = KeptAnswers()
 
     async def admit(
         self,
@@ -52,107 +82,140 @@ class InMemoryAdmission:
         lease_seconds: float,
         idempotency: IdempotencyKey | None = None,
     ) -> Reservation | RenderedAnswer:
-        """Besides the port's errors: InvalidRequest for more pictures than any wait would bring."""
-        tier, key_id = principal.tier, principal.key_id
-        _refuse_impossible(tier, pictures)
-        now = self._clock.now()
-        month = (now.year, now.month)
-        used = self._used_in(month)
-        _refuse_over_quota(tier, used.get(key_id, 0), pictures, now)
-        bucket = self._bucket(key_id, tier)
-        _refuse_over_rate(tier, bucket, pictures)
-        bucket.take(pictures)
-        used[key_id] = used.get(key_id, 0) + pictures
-        self._remember((key_id, request_id), _Taken(month, pictures))
-        return Reservation(request_id, key_id, pictures, now, await self.limits(principal), idempotency)
+        """Besides the port's errors, Overloaded where more keys are in use than there is room for."""
+        tier, key_id, now_us = principal.tier, principal.key_id, self._now_us()
+        limits.refuse_impossible(tier, pictures)
+        if idempotency and (answer := self._answers.find(key_id, idempotency, now_us)):
+            return answer
+        account = self._account(principal)
+        self._end(key_id, account, request_id)
+        now, tokens = self._admitted_at(), self._cost(tier, pictures)
+        self._refuse_over_limits(principal, account, pictures, tokens, now)
+
+        lease = _Lease(pictures, tokens, Month.of(now), now_us + round(lease_seconds * limits.MICROSECONDS))
+        account.bucket.take(tokens, tier, now_us)
+        account.leases[request_id] = lease
+        self._used_in(lease.month)[key_id] += pictures
+        self._admitted[key_id] += pictures
+        if idempotency:
+            self._answers.claim(key_id, idempotency, request_id, lease.ends_at_us)
+        return Reservation(request_id, key_id, pictures, now, self._state(tier, key_id, account), idempotency)
 
     async def limits(self, principal: Principal) -> LimitState:
-        tier, now = principal.tier, self._clock.now()
-        bucket = self._bucket(principal.key_id, tier)
-        used = self._used_in((now.year, now.month)).get(principal.key_id, 0)
-        return LimitState(
-            tokens=bucket.level_units // UNITS_PER_TOKEN,
-            next_token_seconds=0.0,
-            quota=None if tier.monthly_quota is None else tier.monthly_quota - used,
-            month_ends_seconds=(_next_month(now) - now).total_seconds(),
-            concurrent=None,
-        )
+        return self._state(principal.tier, principal.key_id, self._account(principal))
 
     async def give_back(self, reservation: Reservation) -> None:
-        taken = self._open.pop((reservation.key_id, reservation.request_id), None)
-        if taken is None:
-            return
-        if bucket := self._buckets.get(reservation.key_id):
-            bucket.refill(self._now_us())
-            bucket.give_back(taken.pictures)
-        if used := self._used.get(taken.month):
-            used[reservation.key_id] -= taken.pictures
+        key_id, request_id = reservation.key_id, reservation.request_id
+        if reservation.idempotency:
+            self._answers.release(key_id, reservation.idempotency, request_id)
+        if (account := self._swept(key_id)) and (lease := account.leases.get(request_id)):
+            self._give_back(key_id, account, lease.tokens, lease.pictures)
+            self._end(key_id, account, request_id)
+
+    def settle(self, event: UsageEvent, reservation: Reservation, answer: RenderedAnswer) -> None:
+        """End a reservation as billed, for `InMemoryMeter`, whose errors it raises."""
+        key_id, request_id = event.key_id, event.request_id
+        if reservation.idempotency:
+            self._answers.keep(key_id, reservation.idempotency, request_id, answer, self._now_us())
+        if (account := self._swept(key_id)) and (lease := account.leases.get(request_id)):
+            spare = lease.pictures - event.pictures
+            self._give_back(key_id, account, lease.tokens * spare // lease.pictures, spare)
+            self._end(key_id, account, request_id)
+        self._used_in(event.month)[key_id] += event.pictures
+
+    def resume(self, principal: Principal, tokens: int, *, used: int | None = None) -> None:
+        """Go on from what is known of a key from elsewhere: its bucket, and pictures charged this month."""
+        level_units = min(principal.tier.burst, max(0, tokens)) * limits.UNITS_PER_TOKEN
+        self._account(principal).bucket = TokenBucket(level_units, self._now_us())
+        if used is not None:
+            self._used_in(Month.of(self._admitted_at()))[principal.key_id] = used
+
+    def admitted_pictures(self) -> Mapping[str, int]:
+        """By key id, since this object was made, but for what was given back: what buckets are to pay for."""
+        return +self._admitted
+
+    def charged(self, key_id: str, month: Month) -> int:
+        """Pictures of this month's quota that are billed or reserved."""
+        return self._used_in(month)[key_id]
+
+    def _refuse_over_limits(
+        self, principal: Principal, account: _Account, pictures: int, tokens: int, now: datetime
+    ) -> None:
+        tier = principal.tier
+        used = self._used_in(Month.of(now))[principal.key_id]
+        if tier.monthly_quota is not None and used + pictures > tier.monthly_quota:
+            raise limits.over_quota(tier, used, pictures, now)
+        level_units = account.bucket.level(tier, self._now_us())
+        if level_units < tokens * limits.UNITS_PER_TOKEN:
+            raise limits.over_rate(tier, tokens * limits.UNITS_PER_TOKEN - level_units)
+        most = tier.max_concurrent_requests
+        if most is not None and len(account.leases) >= most:
+            raise limits.over_concurrency(tier)
+
+    def _state(self, tier: Tier, key_id: str, account: _Account) -> LimitState:
+        now = self._admitted_at()
+        return limits.limit_state(
+            tier,
+            level_units=account.bucket.level(tier, self._now_us()),
+            used=self._used_in(Month.of(now))[key_id],
+            leases=len(account.leases),
+            now=now,
+            units_per_picture=self._cost(tier, 1) * limits.UNITS_PER_TOKEN,
+        )
+
+    def _cost(self, tier: Tier, pictures: int) -> int:
+        return min(tier.burst, pictures * self._picture_costs())
 
     def _now_us(self) -> int:
-        return round(self._clock.monotonic() * 1_000_000)
+        return round(self._clock.monotonic() * limits.MICROSECONDS)
 
-    def _used_in(self, month: Month) -> dict[str, int]:
-        used = self._used.setdefault(month, {})
+    def _used_in(self, month: Month) -> Counter[str]:
+        used = self._used.setdefault(month, Counter())
         self._used.move_to_end(month)
         if len(self._used) > MONTHS_KEPT:
             self._used.popitem(last=False)
         return used
 
-    def _bucket(self, key_id: str, tier: Tier) -> TokenBucket:
-        now_us = self._now_us()
-        if key_id not in self._buckets:
+    def _account(self, principal: Principal) -> _Account:
+        """Without leases that have lapsed."""
+        key_id, tier, now_us = principal.key_id, principal.tier, self._now_us()
+        if key_id not in self._accounts:
             self._make_room(now_us)
-            self._buckets[key_id] = TokenBucket.full(tier, now_us)
-        bucket = self._buckets[key_id]
-        self._buckets.move_to_end(key_id)
-        bucket.refill(now_us)
-        bucket.follow(tier)
-        return bucket
+            self._accounts[key_id] = _Account(TokenBucket.full(tier, now_us), tier)
+        account = self._accounts[key_id]
+        self._accounts.move_to_end(key_id)
+        account.tier = tier
+        self._sweep(key_id, account, now_us)
+        return account
 
     def _make_room(self, now_us: int) -> None:
-        """Only a full bucket may go: a new one in its place would not give a single token more."""
-        if len(self._buckets) < self._max_buckets:
+        """Only a full bucket without leases may go: a new one in its place would not give a token more."""
+        if len(self._accounts) < self._max_accounts:
             return
-        longest_idle = next(iter(self._buckets.values()))
-        longest_idle.refill(now_us)
-        if wait_us := longest_idle.wait_until_full_us():
-            raise Overloaded("Too many API keys are in use at once.", retry_after_seconds=wait_us / 1_000_000)
-        self._buckets.popitem(last=False)
+        key_id, longest_idle = next(iter(self._accounts.items()))
+        self._sweep(key_id, longest_idle, now_us)
+        lapse_us = max((lease.ends_at_us - now_us for lease in longest_idle.leases.values()), default=0)
+        if wait_us := max(lapse_us, longest_idle.bucket.wait_until_full_us(longest_idle.tier, now_us)):
+            raise Overloaded(
+                "Too many API keys are in use at once.", retry_after_seconds=wait_us / limits.MICROSECONDS
+            )
+        self._accounts.popitem(last=False)
 
-    def _remember(self, request: tuple[str, str], taken: _Taken) -> None:
-        self._open[request] = taken
-        self._open.move_to_end(request)
-        if len(self._open) > MAX_OPEN_RESERVATIONS:
-            self._open.popitem(last=False)
+    def _sweep(self, key_id: str, account: _Account, now_us: int) -> None:
+        for lapsed in [name for name, lease in account.leases.items() if lease.ends_at_us <= now_us]:
+            self._end(key_id, account, lapsed)
 
+    def _swept(self, key_id: str) -> _Account | None:
+        account = self._accounts.get(key_id)
+        if account is not None:
+            self._sweep(key_id, account, self._now_us())
+        return account
 
-def _refuse_impossible(tier: Tier, pictures: int) -> None:
-    if pictures < 1:
-        raise ValueError(f"a request has at least one picture, not {pictures}")
-    if pictures > tier.burst:
-        raise InvalidRequest(
-            f"{pictures} pictures in one request are more than this key's burst of {tier.burst}."
-        )
+    def _give_back(self, key_id: str, account: _Account, tokens: int, pictures: int) -> None:
+        account.bucket.give_back(tokens)
+        self._admitted[key_id] -= pictures
 
-
-def _refuse_over_quota(tier: Tier, used: int, pictures: int, now: datetime) -> None:
-    if tier.monthly_quota is None or used + pictures <= tier.monthly_quota:
-        return
-    left = tier.monthly_quota - used
-    raise QuotaExceeded(
-        f"{max(0, left)} of this month's {tier.monthly_quota} pictures are left; {pictures} were asked for.",
-        retry_after_seconds=(_next_month(now) - now).total_seconds(),
-    )
-
-
-def _refuse_over_rate(tier: Tier, bucket: TokenBucket, pictures: int) -> None:
-    if wait_us := bucket.wait_us(pictures):
-        raise RateLimited(
-            f"This key may send {tier.rate_limit_per_minute} pictures a minute and {tier.burst} at once.",
-            retry_after_seconds=wait_us / 1_000_000,
-        )
-
-
-def _next_month(now: datetime) -> datetime:
-    year, month = (now.year + 1, 1) if now.month == 12 else (now.year, now.month + 1)
-    return datetime(year, month, 1, tzinfo=now.tzinfo)
+    def _end(self, key_id: str, account: _Account, request_id: str) -> None:
+        """What it reserved goes back, but for the tokens; nothing where there is no such lease."""
+        if (lease := account.leases.pop(request_id, None)) is not None:
+            self._used_in(lease.month)[key_id] -= lease.pictures

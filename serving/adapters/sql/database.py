@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
-from serving.adapters.sql.tables import Table
+from serving.adapters.sql import schema
 from serving.errors import BackendUnavailable, OperatorError
 
 CONNECT_TIMEOUT_SECONDS = 2.0
@@ -36,7 +36,10 @@ log = logging.getLogger(__name__)
 
 
 class Database:
-    """Connections to one database, whose tables are made at first use, whoever else starts just then."""
+    """Connections to one database, whose tables are brought to their newest form at first use.
+
+    Whoever else starts just then waits, or finds it done.
+    """
 
     def __init__(self, url: str) -> None:
         """Raises OperatorError, without quoting a password, for a URL that names no database of ours."""
@@ -54,12 +57,16 @@ class Database:
         )
 
     async def prepare(self) -> None:
-        """Make what tables are missing. Raises BackendUnavailable, and is tried again at the next use."""
+        """Bring the tables to their newest form; costs two look-ups where they are in it.
+
+        Raises BackendUnavailable, and is tried again at the next use; OperatorError for a database that a
+        newer program has changed.
+        """
         async with self._preparing:
             if not self._prepared:
                 with self.errors():
                     async with asyncio.timeout(PREPARE_TIMEOUT_SECONDS):
-                        await self._make_tables()
+                        await self._bring_up_to_date()
                 self._prepared = True
 
     @asynccontextmanager
@@ -82,7 +89,7 @@ class Database:
         try:
             async with self.reading() as session:
                 await session.execute(text("SELECT 1"))
-        except BackendUnavailable:
+        except (BackendUnavailable, OperatorError):
             return False
         return True
 
@@ -98,12 +105,14 @@ class Database:
             log.warning("database failed", extra={"facts": {"error": type(exc).__name__, "why": str(exc)}})
             raise BackendUnavailable("The database does not answer.") from exc
 
-    async def _make_tables(self) -> None:
+    async def _bring_up_to_date(self) -> None:
         if self.url.get_backend_name() == "sqlite":
             await self._prepare_sqlite_file()
-        async with self._engine.begin() as connection:
-            await _lock_schema(connection)
-            await connection.run_sync(Table.metadata.create_all)
+        async with self._reading.connect() as connection:
+            if await connection.run_sync(schema.is_newest):
+                return
+        async with self._engine.connect() as connection, _changing_schema(connection):
+            await connection.run_sync(schema.upgrade)
 
     async def _prepare_sqlite_file(self) -> None:
         await asyncio.to_thread(Path(str(self.url.database)).parent.mkdir, parents=True, exist_ok=True)
@@ -129,7 +138,7 @@ def _engine(url: URL) -> AsyncEngine:
     try:
         if url.get_backend_name() == "sqlite":
             engine = create_async_engine(url, connect_args={"timeout": COMMAND_TIMEOUT_SECONDS}, **common)
-            event.listen(engine.sync_engine, "connect", _enforce_foreign_keys)
+            event.listen(engine.sync_engine, "connect", _begin_with_foreign_keys)
             return engine
         timeouts = {"timeout": CONNECT_TIMEOUT_SECONDS, "command_timeout": COMMAND_TIMEOUT_SECONDS}
         return create_async_engine(url, connect_args=timeouts, pool_pre_ping=True, **common)
@@ -137,7 +146,7 @@ def _engine(url: URL) -> AsyncEngine:
         raise OperatorError("PostgreSQL needs its driver: install visiongate[postgresql].") from exc
 
 
-def _enforce_foreign_keys(connection: Any, _record: object) -> None:
+def _begin_with_foreign_keys(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA foreign_keys=ON").close()
 
 
@@ -150,9 +159,26 @@ def _driver_errors(url: URL) -> tuple[type[Exception], ...]:
     return (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
-async def _lock_schema(connection: AsyncConnection) -> None:
-    """Let one process at a time look for missing tables, until its transaction ends."""
-    if connection.dialect.name == "sqlite":
-        await connection.execute(text("BEGIN IMMEDIATE"))
-    else:
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _SCHEMA_LOCK})
+@asynccontextmanager
+async def _changing_schema(connection: AsyncConnection) -> AsyncIterator[None]:
+    """One transaction, which one process at a time is in."""
+    if connection.dialect.name != "sqlite":
+        async with connection.begin():
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _SCHEMA_LOCK})
+            yield
+        return
+    # SQLite changes a table by putting another in its place, which rows that refer to it would not allow.
+    await _enforce_foreign_keys(connection, enforce=False)
+    try:
+        async with connection.begin():
+            await connection.execute(text("BEGIN IMMEDIATE"))
+            yield
+            if broken := (await connection.execute(text("PRAGMA foreign_key_check"))).all():
+                raise OperatorError(f"The database has rows that refer to missing ones: {broken[:10]}")
+    finally:
+        await _enforce_foreign_keys(connection, enforce=True)
+
+
+async def _enforce_foreign_keys(connection: AsyncConnection, *, enforce: bool) -> None:
+    await connection.execute(text(f"PRAGMA foreign_keys={'ON' if enforce else 'OFF'}"))
+    await connection.commit()  # which the driver has not begun; SQLAlchemy counts one all the same

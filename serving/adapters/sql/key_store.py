@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 
 from pydantic import SecretStr
-from sqlalchemy import select
 
 from serving.adapters.fresh_cache import Answer, FreshCache
 from serving.adapters.sql.database import Database
-from serving.adapters.sql.tables import ApiKeyRow
+from serving.adapters.sql.key_tables import key_opened_by, records_of
+from serving.adapters.sql.key_uses import WRITE_SECONDS, KeyUses
+from serving.adapters.sql.key_watch import LOOK_SECONDS, KeyChangeWatch
 from serving.domain.api_key import ApiKey, KeyHasher
+from serving.domain.key_change import ChangedKeys
 from serving.domain.key_record import KeyRecord, authenticated
 from serving.domain.tenant import Principal, Tier
 from serving.errors import BackendUnavailable
 from serving.ports import Clock
 
 MAX_ANSWER_AGE_SECONDS = 1.0
+MAX_CONFIRMED_SECONDS = 60.0
+"""How long a key works that cannot be looked up, because the database is down.
+
+While it is down nobody can revoke anything, so what the subscription confirms is what there is. This bounds
+the rest: a revocation that was committed and not published, in a database that only we cannot reach.
+"""
 MAX_CACHED_KEYS = 10_000
 MAX_LOOK_UPS = 1_000
 LOOK_UP_TIMEOUT_SECONDS = 2.0
+LAST_WRITE_SECONDS = 2.0
+
+log = logging.getLogger(__name__)
 
 
 class SqlKeyStore:
-    """`KeyStore` over SQL: one indexed look-up by prefix, remembered for at most a second.
+    """`KeyStore` over SQL: one indexed look-up by prefix, remembered for a second, or longer while confirmed.
 
-    What is remembered is the record, or that there is none; the secret is compared for every request.
+    What is remembered is the record, or that there is none; the secret is compared for every request. It is a
+    `KeyChangeListener`: `run` has it told of changes by the database, a subscription tells it sooner. Without
+    either, no answer is older than a second.
     """
 
     def __init__(
@@ -40,10 +56,13 @@ class SqlKeyStore:
             self._look_up,
             clock=clock,
             max_age_seconds=MAX_ANSWER_AGE_SECONDS,
+            max_confirmed_seconds=MAX_CONFIRMED_SECONDS,
             max_entries=MAX_CACHED_KEYS,
             max_loads=MAX_LOOK_UPS,
             timeout_seconds=LOOK_UP_TIMEOUT_SECONDS,
         )
+        self._watch = KeyChangeWatch(database, self, clock)
+        self._uses = KeyUses(database)
 
     async def authenticate(self, api_key: str) -> Principal:
         """Besides the port's errors: BackendUnavailable and Overloaded, when nobody can tell."""
@@ -52,15 +71,49 @@ class SqlKeyStore:
             record = await self._records.get(key.prefix)
         except TimeoutError as exc:
             raise BackendUnavailable("The key database does not answer.") from exc
-        return authenticated(record, key, self._hasher).principal(self._tiers, self._clock.now())
+        now = self._clock.now()
+        principal = authenticated(record, key, hasher=self._hasher, tiers=self._tiers, now=now)
+        self._uses.note(principal.key_id, now)
+        return principal
+
+    def forget(self, keys: ChangedKeys) -> None:
+        self._records.forget(lambda record: record is None or keys.include(record))
+
+    def forget_all(self) -> None:
+        self._records.forget(lambda _: True)
+
+    def confirm(self, moment: float) -> None:
+        self._records.confirm(moment)
+
+    async def run(self) -> None:
+        """Look for changes and write down uses, until cancelled."""
+        await asyncio.gather(
+            _do_every(LOOK_SECONDS, self._watch.look), _do_every(WRITE_SECONDS, self._uses.write_down)
+        )
 
     async def close(self) -> None:
         """Ends look-ups under way; the database stays open, since it is not ours alone."""
         await self._records.close()
+        with contextlib.suppress(BackendUnavailable, TimeoutError):
+            async with asyncio.timeout(LAST_WRITE_SECONDS):
+                await self._uses.write_down()
 
     async def _look_up(self, prefix: str) -> Answer[KeyRecord | None]:
         async with self._database.reading() as session:
             await session.connection()  # waiting for a connection does not age an answer; the query does
             asked_at = self._clock.monotonic()
-            row = await session.scalar(select(ApiKeyRow).where(ApiKeyRow.prefix == prefix))
-        return Answer(None if row is None else row.record(), asked_at)
+            rows = await session.execute(key_opened_by(prefix))
+            record = next(iter(records_of(rows)), None)
+        return Answer(record, asked_at)
+
+
+async def _do_every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
+    """For ever: whatever it fails with, the safety net must not be gone for good."""
+    while True:
+        try:
+            await do()
+        except BackendUnavailable:
+            pass  # the database has said why
+        except Exception:
+            log.exception("keys could not be looked after")
+        await asyncio.sleep(seconds)

@@ -93,7 +93,9 @@ def test_its_queue_is_bounded_and_its_batches_are_what_it_says(server: TritonSer
     config = httpx.get(f"{server.http_url}/v2/models/{kind}/config", timeout=TIMEOUT_SECONDS).json()
 
     assert config["max_batch_size"] == (0 if KINDS[kind].fixed_batch else 16)
-    policy = config["dynamic_batching"]["default_queue_policy"]
+    batching = config["dynamic_batching"]
+    assert (batching["priority_levels"], batching["default_priority_level"]) == (3, 3)
+    policy = batching["default_queue_policy"]
     assert (policy["max_queue_size"], policy["allow_timeout_override"]) == (64, True)
     assert [group["count"] for group in config["instance_group"]] == [2]
     assert config["version_policy"] == {"specific": {"versions": [1]}}

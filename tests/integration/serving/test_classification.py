@@ -21,6 +21,7 @@ from serving.detector import Detector, DetectorLimits
 from serving.domain.classification import Classification
 from serving.domain.inference import PictureAnswer
 from serving.metrics import Metrics
+from serving.threads import PriorityThreads
 from serving.triton.launcher import TritonServer
 from tests.conftest import ONE_CPU_INSTANCE
 from tests.support import onnx_models
@@ -55,13 +56,13 @@ async def detector(tiny_repository: Path, tiny_triton: TritonServer) -> AsyncIte
     async with httpx.AsyncClient(base_url=tiny_triton.http_url, timeout=30, trust_env=False) as triton:
         (await triton.post(f"/v2/repository/models/{COLORS.name}/load", json={})).raise_for_status()
     backend = TritonBackend(tiny_triton.grpc_url, CLOCK)
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(2) as executor:
         made = Detector(
             COLORS,
             backend=backend,
             limits=DetectorLimits(4, 1, 32, MAX_PIXELS),
             decoded_pixels=Budget(MAX_PIXELS),
-            threads=threads,
+            threads=PriorityThreads(executor, 2),
             clock=CLOCK,
             metrics=Metrics(CollectorRegistry()),
         )
@@ -79,7 +80,7 @@ def noise(height: int, width: int, seed: int) -> NDArray[np.uint8]:
 async def classified(detector: Detector, picture_rgb: NDArray[np.uint8], **asked: int) -> PictureAnswer:
     data = encode(picture_rgb[..., ::-1], ".png")
     return await detector.detect(
-        data, COLORS.options(max_detections=asked.get("top")), deadline=CLOCK.monotonic() + 30
+        data, COLORS.options(max_detections=asked.get("top")), deadline=CLOCK.monotonic() + 30, priority=1
     )
 
 

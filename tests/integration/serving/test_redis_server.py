@@ -64,6 +64,31 @@ def test_what_was_written_is_there_after_a_stop(start: Start) -> None:
         assert connection.get("kept") == b"yes"
 
 
+def test_what_it_has_answered_is_there_after_a_kill(start: Start) -> None:
+    server = start()
+    killed = pid_of(server)
+    with client(server) as connection:
+        for number in range(100):
+            connection.set("latest", number)
+        os.kill(killed, signal.SIGKILL)
+
+    assert eventually(lambda: not psutil.pid_exists(killed) and server.answers())
+    with client(server) as connection:
+        assert connection.get("latest") == b"99"
+        assert connection.config_get("appendfsync") == {"appendfsync": "always"}
+
+
+def test_it_forgets_nothing_to_make_room(start: Start) -> None:
+    with client(start()) as connection:
+        connection.set("kept", "yes", ex=3600)
+        connection.config_set("maxmemory", "1")
+
+        with pytest.raises(redis.OutOfMemoryError):
+            connection.set("more", "no")
+
+        assert connection.get("kept") == b"yes"
+
+
 def test_killed_it_comes_back(start: Start) -> None:
     server = start()
     killed = pid_of(server)

@@ -154,12 +154,12 @@ async def test_a_request_outlives_two_versions_in_a_row(tier: Tier) -> None:
         infer = world.backend.infer
 
         async def publishing_meanwhile(
-            contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float
+            contract: ModelContract, batch_nhwc: NDArray[np.uint8], *, deadline: float, priority: int
         ) -> InferenceOutput:
             if (number := next(published, None)) is not None:
                 world.catalog.put(version(number))
                 world.backend.loaded["shapes"] = {number}
-            return await infer(contract, batch_nhwc, deadline=deadline)
+            return await infer(contract, batch_nhwc, deadline=deadline, priority=priority)
 
         world.backend.infer = publishing_meanwhile  # type: ignore[method-assign]  # what others do meanwhile
         with looked_after(world):

@@ -13,7 +13,6 @@ from pathlib import Path
 import grpc.aio
 import numpy as np
 import orjson
-import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -34,6 +33,7 @@ from tests.conftest import ONE_CPU_INSTANCE, START_TIMEOUT_SECONDS, TINY_MODELS
 from tests.support import onnx_models
 from tests.support.contracts import metadata
 from tests.support.ports import free_triton_ports
+from tests.support.triton_stub import stub_of
 
 CONTRACT = onnx_models.probe_contract("narrow")
 CLOCK = ManualClock()
@@ -52,22 +52,14 @@ async def backend(tiny_triton: TritonServer) -> AsyncIterator[TritonBackend]:
 def call(
     backend: TritonBackend, batch_nhwc: NDArray[np.uint8], seconds: float = 30.0
 ) -> asyncio.Task[InferenceOutput]:
-    return asyncio.create_task(backend.infer(CONTRACT, batch_nhwc, deadline=CLOCK.monotonic() + seconds))
+    return asyncio.create_task(
+        backend.infer(CONTRACT, batch_nhwc, deadline=CLOCK.monotonic() + seconds, priority=1)
+    )
 
 
 async def a_moment() -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(asyncio.Event().wait(), 0.02)
-
-
-def stub_of(server: TritonServer, model: str) -> psutil.Process:
-    """The process that a model runs in: another one after each time that it is loaded."""
-    (stub,) = [
-        child
-        for child in psutil.Process(server.pid).children()
-        if any(part.startswith(f"{model}_0") for part in child.cmdline())
-    ]
-    return stub
 
 
 async def until_it_runs(server: TritonServer) -> None:
@@ -97,7 +89,7 @@ async def test_triton_itself_drops_from_its_queue_what_is_past_its_deadline(
 ) -> None:
     running = call(backend, SLOW)
     await until_it_runs(tiny_triton)
-    message = _request_message(CONTRACT, FAST, timeout_seconds=0.001)
+    message = _request_message(CONTRACT, FAST, timeout_seconds=0.001, priority=1)
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await backend._infer(message, timeout=30)
@@ -136,7 +128,7 @@ async def test_an_answer_that_is_not_the_contracts_is_an_internal_error(
     other = ModelContract.model_validate(raw)
 
     with pytest.raises(InternalError):
-        await backend.infer(other, FAST, deadline=CLOCK.monotonic() + 30)
+        await backend.infer(other, FAST, deadline=CLOCK.monotonic() + 30, priority=1)
 
 
 async def test_nobody_listening_is_unavailable_at_once() -> None:
@@ -176,7 +168,7 @@ async def test_the_sample_model_answers_through_the_whole_of_it(triton: TritonSe
     backend = TritonBackend(triton.grpc_url, CLOCK)
     grey = np.full((2, contract.input_size.height, contract.input_size.width, 3), 114, np.uint8)
 
-    output = await backend.infer(contract, grey, deadline=CLOCK.monotonic() + 30)
+    output = await backend.infer(contract, grey, deadline=CLOCK.monotonic() + 30, priority=1)
 
     assert output.tensor.shape == (2, *contract.output.shape[1:])
     np.testing.assert_allclose(output.tensor[0], output.tensor[1], atol=1e-3)
@@ -190,13 +182,15 @@ async def test_a_model_is_loaded_used_and_unloaded(backend: TritonBackend, tiny_
 
     await backend.load(contract)
     output = await backend.infer(
-        contract, np.full((1, 4, 4, 3), 0, np.uint8), deadline=CLOCK.monotonic() + 30
+        contract, np.full((1, 4, 4, 3), 0, np.uint8), deadline=CLOCK.monotonic() + 30, priority=1
     )
     assert output.model_version == "1"
 
     await backend.unload("late")
     with pytest.raises(VersionGone):
-        await backend.infer(contract, np.zeros((1, 4, 4, 3), np.uint8), deadline=CLOCK.monotonic() + 30)
+        await backend.infer(
+            contract, np.zeros((1, 4, 4, 3), np.uint8), deadline=CLOCK.monotonic() + 30, priority=1
+        )
 
 
 async def test_loading_what_is_loaded_changes_nothing(

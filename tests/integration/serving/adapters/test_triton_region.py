@@ -47,7 +47,7 @@ async def mean_by_triton(backend: TritonBackend, level: int, *, pictures: int = 
     with backend.batch_buffer(CONTRACT, pictures) as batch_nhwc:
         batch_nhwc[:] = level
         batch_nhwc[0, 0, 0, 0] = 0
-        output = await backend.infer(CONTRACT, batch_nhwc, deadline=CLOCK.monotonic() + 30)
+        output = await backend.infer(CONTRACT, batch_nhwc, deadline=CLOCK.monotonic() + 30, priority=1)
     return float(output.tensor[-1, 0, 0])
 
 
@@ -89,7 +89,9 @@ async def test_fifty_at_once_get_each_their_own_answer_through_three_slots(
                 in_slot.append(slots.offset_of(batch_nhwc) is not None)
                 batch_nhwc[:] = caller + 50 * turn
                 batch_nhwc[0, 0, 0, 0] = 0
-                output = await backend.infer(CONTRACT, batch_nhwc, deadline=CLOCK.monotonic() + 30)
+                output = await backend.infer(
+                    CONTRACT, batch_nhwc, deadline=CLOCK.monotonic() + 30, priority=1
+                )
             answers.append(float(output.tensor[0, 0, 0]))
         return answers
 
@@ -133,12 +135,12 @@ async def test_the_slot_of_a_request_that_ran_out_of_time_serves_the_next(
     with backend.batch_buffer(CONTRACT, 1) as slow:
         slow[:] = 255
         with pytest.raises(DeadlineExceeded):
-            await backend.infer(CONTRACT, slow, deadline=CLOCK.monotonic() + 0.1)
+            await backend.infer(CONTRACT, slow, deadline=CLOCK.monotonic() + 0.1, priority=1)
 
     with backend.batch_buffer(CONTRACT, 1) as batch_nhwc:
         assert np.shares_memory(batch_nhwc, slow)
         batch_nhwc[:] = 0
-        output = await backend.infer(CONTRACT, batch_nhwc, deadline=CLOCK.monotonic() + 30)
+        output = await backend.infer(CONTRACT, batch_nhwc, deadline=CLOCK.monotonic() + 30, priority=1)
 
     assert output.tensor.tolist() == [[[0.0]] * 5]
 

@@ -13,6 +13,7 @@ from tritonclient.grpc import model_config_pb2
 from export_pipeline.errors import BadInput, ExportError
 from export_pipeline.facts import Tensor
 from export_pipeline.repository.triton_config import (
+    PRIORITY_LEVELS,
     QueuePolicy,
     TensorConfig,
     TritonConfig,
@@ -21,6 +22,7 @@ from export_pipeline.repository.triton_config import (
     select_versions,
     selected_versions,
 )
+from serving.domain.tenant import LOWEST_PRIORITY
 from tests.support.export_jobs import KINDS, make_job
 
 REPOSITORY = Path(__file__).parents[4]
@@ -132,6 +134,14 @@ def test_the_queue_is_bounded() -> None:
     assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 1000)
     assert policy.allow_timeout_override
     assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+
+
+def test_there_are_as_many_priorities_as_tiers_can_have_and_who_says_none_is_last() -> None:
+    batching = parsed(SHAPES.to_pbtxt()).dynamic_batching
+
+    assert PRIORITY_LEVELS == LOWEST_PRIORITY
+    assert (batching.priority_levels, batching.default_priority_level) == (3, 3)
+    assert not batching.priority_queue_policy  # so that the default policy is each one's
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def cache_of(
         source.load,
         clock=clock,
         max_age_seconds=1.0,
+        max_confirmed_seconds=60.0,
         max_entries=max_entries,
         max_loads=max_loads,
         timeout_seconds=timeout_seconds,
@@ -171,3 +172,115 @@ async def test_close_ends_what_is_under_way(source: Source, clock: ManualClock) 
 
     with pytest.raises(asyncio.CancelledError):
         await asker
+
+
+async def test_a_confirmed_answer_serves_on_for_its_time_after_each_confirmation(
+    source: Source, clock: ManualClock
+) -> None:
+    cache = cache_of(source, clock)
+    answers = [await cache.get("a")]
+    for _ in range(4):
+        clock.advance(0.75)
+        cache.confirm(clock.monotonic())
+        answers.append(await cache.get("a"))
+    clock.advance(0.75)
+    answers.append(await cache.get("a"))
+
+    assert answers == [1, 1, 1, 1, 1, 1]
+    clock.advance(0.25)
+    assert await cache.get("a") == 2
+
+
+async def test_a_confirmation_of_an_earlier_moment_takes_nothing_back(
+    source: Source, clock: ManualClock
+) -> None:
+    cache = cache_of(source, clock)
+    await cache.get("a")
+    clock.advance(2.0)
+    cache.confirm(1.75)
+    cache.confirm(0.5)
+
+    assert await cache.get("a") == 1
+
+
+async def test_nothing_is_confirmed_beyond_its_bound(source: Source, clock: ManualClock) -> None:
+    cache = cache_of(source, clock)
+    await cache.get("a")
+
+    clock.advance(59.75)
+    cache.confirm(clock.monotonic())
+    before = await cache.get("a")
+    clock.advance(0.25)
+    cache.confirm(clock.monotonic())
+
+    assert (before, await cache.get("a")) == (1, 2)
+
+
+async def test_what_is_forgotten_is_asked_for_again_and_nothing_else(
+    source: Source, clock: ManualClock
+) -> None:
+    cache = cache_of(source, clock)
+    for key in ("a", "b", "b"):
+        await cache.get(key)
+    clock.advance(1.0)
+    assert await cache.get("b") == 2
+
+    cache.forget(lambda answer: answer == 1)
+
+    assert await cache.get("b") == 2
+    assert await cache.get("a") == 2
+    assert source.asked == ["a", "b", "b", "a"]
+
+
+async def test_an_answer_that_was_under_way_when_all_was_forgotten_is_given_to_nobody_new(
+    source: Source, clock: ManualClock
+) -> None:
+    cache = cache_of(source, clock)
+    source.may_answer.clear()
+    before = asyncio.create_task(cache.get("a"))
+    await source.until_asked(1)
+
+    cache.forget(lambda _: True)
+    after = asyncio.create_task(cache.get("a"))
+    await source.until_asked(1)
+    source.may_answer.set()
+    await asyncio.gather(before, after)
+    clock.advance(0.5)
+    cache.confirm(clock.monotonic())
+
+    assert source.asked == ["a", "a"]  # `before` may have what it asked for; `after` asked for itself
+    assert await cache.get("a") == 2
+
+
+async def test_an_answer_under_way_that_was_forgotten_is_never_confirmed(
+    source: Source, clock: ManualClock
+) -> None:
+    cache = cache_of(source, clock)
+    source.may_answer.clear()
+    asker = asyncio.create_task(cache.get("a"))
+    await source.until_asked(1)
+    cache.forget(lambda _: False)
+    clock.advance(1.0)
+    cache.confirm(clock.monotonic())
+
+    source.may_answer.set()
+
+    assert await asker == 2
+    assert source.asked == ["a", "a"]
+
+
+async def test_loads_that_were_forgotten_count_until_they_end(source: Source, clock: ManualClock) -> None:
+    cache = cache_of(source, clock, max_loads=2)
+    source.may_answer.clear()
+    waiting = []
+    for _ in range(2):
+        waiting.append(asyncio.create_task(cache.get("a")))
+        await source.until_asked(1)
+        cache.forget(lambda _: True)
+
+    with pytest.raises(Overloaded):
+        await cache.get("a")
+
+    source.may_answer.set()
+    await asyncio.gather(*waiting)
+    assert await cache.get("a") == 3

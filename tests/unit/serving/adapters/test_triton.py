@@ -79,8 +79,9 @@ def test_the_message_written_by_hand_is_the_one_protobuf_would_write(batch_size:
     expected.inputs.add(name="images", datatype="UINT8", shape=batch.shape)
     expected.outputs.add(name="predictions")
     expected.parameters["timeout"].int64_param = 1_500_000
+    expected.parameters["priority"].int64_param = 2
 
-    message = service_pb2.ModelInferRequest.FromString(_request_message(contract, batch, 1.5))
+    message = service_pb2.ModelInferRequest.FromString(_request_message(contract, batch, 1.5, 2))
 
     assert message == expected
 
@@ -93,8 +94,9 @@ async def test_a_message_says_where_the_pictures_lie_instead_of_carrying_them() 
     expected = service_pb2.ModelInferRequest(model_name="m", model_version="1", inputs=[tensor._get_tensor()])
     expected.outputs.add(name="predictions")
     expected.parameters["timeout"].int64_param = 1_500_000
+    expected.parameters["priority"].int64_param = 1
 
-    message = service_pb2.ModelInferRequest.FromString(_request_message(contract, batch, 1.5, place))
+    message = service_pb2.ModelInferRequest.FromString(_request_message(contract, batch, 1.5, 1, place))
 
     assert message == expected
     await place.registration

@@ -110,9 +110,11 @@ def batcher_of(
 Submitted = asyncio.Task[Batched[str]]
 
 
-def submit(batcher: Batcher[str, str], items: str, *, deadline: float = 100.0) -> list[Submitted]:
+def submit(
+    batcher: Batcher[str, str], items: str, *, deadline: float = 100.0, priority: int = 1
+) -> list[Submitted]:
     """One task a letter."""
-    return [asyncio.create_task(batcher.submit(item, deadline=deadline)) for item in items]
+    return [asyncio.create_task(batcher.submit(item, deadline=deadline, priority=priority)) for item in items]
 
 
 async def settle() -> None:
@@ -198,7 +200,7 @@ async def test_a_full_queue_refuses_at_once_and_keeps_what_it_has() -> None:
     await settle()
 
     with pytest.raises(Overloaded):
-        await batcher.submit("d", deadline=100.0)
+        await batcher.submit("d", deadline=100.0, priority=1)
 
     server.finish(0)
     await settle()
@@ -219,6 +221,131 @@ async def test_an_idle_server_takes_more_than_the_queue_holds() -> None:
     await settle()
     server.finish(3)
     assert await results(tasks) == ["A", "B", "C", "D"]
+
+
+@in_virtual_time
+async def test_the_urgent_leave_first_and_equals_as_they_came() -> None:
+    server = Server()
+    batcher = batcher_of(server.run, max_batch_size=2)
+    tasks = submit(batcher, "r", priority=1)
+    await settle()
+    for items, priority in (("xy", 3), ("m", 2), ("z", 3), ("abc", 1), ("n", 2)):
+        tasks += submit(batcher, items, priority=priority)
+    for batch in range(6):
+        await settle()
+        server.finish(batch)
+
+    assert await results(tasks) == list("RXYMZABCN")
+    assert server.batches == [["r"], ["a", "b"], ["c"], ["m", "n"], ["x", "y"], ["z"]]
+
+
+@in_virtual_time
+async def test_a_batch_holds_one_priority_even_where_it_has_room() -> None:
+    """The urgent would be answered when the last of the others is."""
+    server = Server()
+    batcher = batcher_of(server.run, max_batches_in_flight=2)
+    tasks = submit(batcher, "x", priority=3) + submit(batcher, "a", priority=1)
+    await settle()
+    assert server.batches == [["a"], ["x"]]
+
+    server.finish(0)
+    server.finish(1)
+    assert await results(tasks) == ["X", "A"]
+
+
+@in_virtual_time
+async def test_what_is_less_urgent_takes_no_place_of_what_is_more() -> None:
+    """Each letter is a batch; with places for two of a priority and those above it."""
+    server = Server()
+    batcher = batcher_of(server.run, max_batch_size=1, max_batches_in_flight=2)
+    tasks = submit(batcher, "xyz", priority=3)
+    await settle()
+    assert server.batches == [["x"], ["y"]]
+
+    tasks += submit(batcher, "mno", priority=2)
+    await settle()
+    assert server.batches[2:] == [["m"], ["n"]]
+    tasks += submit(batcher, "abc", priority=1)
+    await settle()
+    assert server.batches[4:] == [["a"], ["b"]]
+
+    for batch in (0, 1, 2):  # two of the more urgent are still under way: nothing for the others
+        server.finish(batch)
+        await settle()
+    assert server.batches[6:] == []
+    for batch, next_one in ((3, []), (4, ["c"]), (5, ["o"]), (6, ["z"])):
+        server.finish(batch)
+        await settle()
+        assert [item for (item,) in server.batches[6:]][-1:] == next_one
+    for batch in (7, 8):
+        server.finish(batch)
+    assert await results(tasks) == list("XYZMNOABC")
+
+
+@in_virtual_time
+async def test_in_a_full_queue_an_urgent_newcomer_takes_the_last_place_of_the_least_urgent() -> None:
+    server = Server()
+    batcher = batcher_of(server.run, max_batch_size=1, max_queue_size=4)
+    running = submit(batcher, "r", priority=1)
+    await settle()
+    x, m, y, n = (
+        submit(batcher, item, priority=of)[0] for item, of in (("x", 3), ("m", 2), ("y", 3), ("n", 2))
+    )
+    await settle()
+
+    (a,) = submit(batcher, "a", priority=1)
+    with pytest.raises(Overloaded):
+        await y  # the last that came of the least urgent, and not x
+    (o,) = submit(batcher, "o", priority=2)
+    with pytest.raises(Overloaded):
+        await x
+    with pytest.raises(Overloaded):  # nobody is less urgent any more
+        await batcher.submit("p", deadline=100.0, priority=2)
+    with pytest.raises(Overloaded):
+        await batcher.submit("z", deadline=100.0, priority=3)
+
+    for batch in range(5):
+        server.finish(batch)
+        await settle()
+    assert await results([*running, a, m, n, o]) == ["R", "A", "M", "N", "O"]
+    assert server.batches == [["r"], ["a"], ["m"], ["n"], ["o"]]
+
+
+@in_virtual_time
+async def test_the_least_urgent_waits_until_its_deadline_while_the_urgent_fill_every_place() -> None:
+    server = Server()
+    batcher = batcher_of(server.run, max_batch_size=1)
+    tasks = submit(batcher, "abc", priority=1)
+    (late,) = submit(batcher, "x", priority=3, deadline=2.5)
+    for batch in range(3):
+        await asyncio.sleep(1.0)
+        server.finish(batch)
+
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert await results(tasks) == ["A", "B", "C"]
+    assert server.batches == [["a"], ["b"], ["c"]]
+
+
+@in_virtual_time
+async def test_one_of_any_priority_can_leave_the_queue() -> None:
+    server = Server()
+    batcher = batcher_of(server.run, max_queue_size=2)
+    tasks = submit(batcher, "r", priority=1)
+    await settle()
+    leaving = submit(batcher, "x", priority=3) + submit(batcher, "a", priority=1)
+    await settle()
+    for task in leaving:
+        task.cancel()
+    await settle()
+    tasks += submit(batcher, "yz", priority=3)
+    await settle()
+    server.finish(0)
+    await settle()
+    server.finish(1)
+
+    assert await results(tasks) == ["R", "Y", "Z"]
+    assert server.batches == [["r"], ["y", "z"]]
 
 
 @in_virtual_time
@@ -369,7 +496,7 @@ async def test_a_deadline_that_has_passed_is_not_even_queued() -> None:
     await asyncio.sleep(5.0)
 
     with pytest.raises(DeadlineExceeded):
-        await batcher.submit("a", deadline=5.0)
+        await batcher.submit("a", deadline=5.0, priority=1)
     await settle()
     assert server.batches == []
 
@@ -444,7 +571,7 @@ async def test_close_answers_what_was_accepted_and_refuses_the_rest() -> None:
     closing = asyncio.create_task(batcher.close())
     await settle()
     with pytest.raises(BackendUnavailable):
-        await batcher.submit("d", deadline=100.0)
+        await batcher.submit("d", deadline=100.0, priority=1)
     server.finish(0)
     await settle()
     assert not closing.done()
@@ -476,7 +603,7 @@ async def test_an_answered_item_is_let_go_of_without_the_garbage_collector() -> 
     try:
         picture = Picture()
         reference = weakref.ref(picture)
-        await batcher.submit(picture, deadline=10.0)
+        await batcher.submit(picture, deadline=10.0, priority=1)
         del picture
         await settle()
         assert reference() is None

@@ -1,0 +1,100 @@
+"""The tier table of a running gateway: the file as it is now, or as it last was of use."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+
+from serving.adapters.tiers import SHIPPED_TIERS, parse_tiers, read_table
+from serving.domain.tenant import Tier
+from serving.errors import OperatorError
+from serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+
+
+class LiveTiers(Mapping[str, Tier]):
+    """Read through: each look-up is of the table in force, which changes as a whole.
+
+    What is compared is the file's content, so it does not matter how a change gets there: written in place,
+    renamed over, or by a link that points elsewhere now (Kubernetes); nor whether within one tick of the file
+    system's clock. It counts once it was the same at two looks, for until then it may be half written.
+
+    A tier that a new table leaves out stays as it last was: keys are in it, whose owners have done nothing
+    wrong. It is gone when the process is started again.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        metrics: Metrics,
+        wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """path: None is the table that ships with the gateway. wait: for so many seconds.
+
+        Raises OperatorError for a table that cannot be used: at the start there is no last one.
+        """
+        self._path = path or SHIPPED_TIERS
+        self._metrics = metrics
+        self._wait = wait
+        table = read_table(self._path)
+        self._tiers = parse_tiers(self._path, table)
+        self._judged: bytes | str = table
+        self._last_look: bytes | str = table
+
+    def __getitem__(self, name: str) -> Tier:
+        return self._tiers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tiers)
+
+    def __len__(self) -> int:
+        return len(self._tiers)
+
+    async def run(self) -> None:
+        """Look once a second, until cancelled."""
+        while True:
+            await self._wait(POLL_SECONDS)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Look once. A table that cannot be used is logged and counted, once, and the last good one stays."""
+        before, self._last_look = self._last_look, await self._look()
+        if self._last_look != before or self._last_look == self._judged:
+            return
+        self._judged = self._last_look
+        if isinstance(self._judged, str):
+            self._complain(self._judged)
+            return
+        try:
+            table = parse_tiers(self._path, self._judged)
+        except OperatorError as error:
+            self._complain(error.detail)
+        else:
+            self._swap(table)
+
+    async def _look(self) -> bytes | str:
+        """The file's content, or why there is none."""
+        try:
+            return await asyncio.to_thread(read_table, self._path)
+        except OperatorError as error:
+            return error.detail
+
+    def _complain(self, why: str) -> None:
+        self._metrics.tiers_reload_failures.inc()
+        logger.error("the tier table cannot be used, and the last good one stays in force: %s", why)
+
+    def _swap(self, table: Mapping[str, Tier]) -> None:
+        left_out = {name: tier for name, tier in self._tiers.items() if name not in table}
+        self._tiers = {**left_out, **table}
+        logger.info("the tier table has changed: %s", ", ".join(sorted(table)))
+        if left_out:
+            logger.warning(
+                "the tier table has no %s any more; until a restart, keys in there keep their terms",
+                ", ".join(sorted(left_out)),
+            )

@@ -1,0 +1,3 @@
+-- What time it is, in microseconds.
+
+return now_microseconds()

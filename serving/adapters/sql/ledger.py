@@ -1,0 +1,132 @@
+"""What has been billed, for good: the ledger in the SQL database."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import Table, func, literal, select, union_all
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.invoicing import read_invoice
+from serving.adapters.sql.ledger_tables import DAILY, EVENTS, HOURLY, SUMS
+from serving.adapters.sql.usage_sums import read_usage
+from serving.domain.month import Month
+from serving.domain.tenant import Tier
+from serving.domain.usage import Invoice, UsageEvent, UsageQuery, UsageTotals
+
+IDS_IN_A_QUERY = 1000
+
+Recorded = Literal["new", "redelivered", "duplicate"]
+"""What an entry of the stream was to the ledger.
+
+redelivered: the ledger had its event, by this very entry. duplicate: by another one, so that the charge that
+this one stands for has to be given back.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """stream_entry: its id in the stream that the event's key belongs to."""
+
+    event: UsageEvent
+    stream_entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    requests: int
+    pictures: int
+    pixels: int
+    received_bytes: int
+    inference_microseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerCounts:
+    """Of all events, and of what they were rolled up to, as of one moment: the same, or something is wrong."""
+
+    events: Sums
+    hourly: Sums
+    daily: Sums
+
+
+class SqlLedger:
+    """`Ledger` over SQL, and what moves events into it. Each method raises BackendUnavailable.
+
+    Any number may record at once: rows are locked table by table, in one order, so none waits in a circle.
+    """
+
+    def __init__(self, database: Database, tiers: Mapping[str, Tier]) -> None:
+        """tiers: read at each invoice, for the subscriptions of keys that were not used."""
+        self._database = database
+        self._tiers = tiers
+        dialect = sqlite if database.url.get_backend_name() == "sqlite" else postgresql
+        self._add_events = dialect.insert(EVENTS).on_conflict_do_nothing().returning(EVENTS.c.request_id)
+        self._add_sums = [(table, _adding_to(table, dialect.insert(table))) for table in (HOURLY, DAILY)]
+
+    async def usage(self, query: UsageQuery) -> Sequence[UsageTotals]:
+        async with self._database.reading() as session:
+            return await read_usage(session, query)
+
+    async def invoice(self, month: Month, *, user: str | None = None) -> Invoice:
+        """Of a month to come: the subscriptions as things stand.
+
+        Raises OperatorError for an unused key whose tier is not in the table, for it has no price.
+        """
+        async with self._database.reading() as session:
+            return await read_invoice(session, month, user=user, tiers=self._tiers)
+
+    async def record(self, entries: Sequence[LedgerEntry]) -> Sequence[Recorded]:
+        """Take in the events that are new, with their sums: all of them or, after an error, none.
+
+        What each entry was, in the order given; of one event's in one batch, the first comes first.
+        """
+        firsts: dict[str, LedgerEntry] = {}
+        for entry in entries:
+            firsts.setdefault(entry.event.request_id, entry)
+        if not firsts:
+            return []
+        async with self._database.writing() as session:
+            rows = [_row(firsts[event_id]) for event_id in sorted(firsts)]
+            new = set(await session.scalars(self._add_events, rows))
+            await self._roll_up(session, [firsts[event_id].event for event_id in new])
+            known = await _stream_entries(session, firsts.keys() - new)
+        return [_recorded(entry, firsts, known) for entry in entries]
+
+    async def entry_ids(self, event_ids: Iterable[str]) -> Mapping[str, str]:
+        """By which entry of its stream each event was recorded, of those that were."""
+        async with self._database.reading() as session:
+            return await _stream_entries(session, event_ids)
+
+    async def month_totals(self, month: Month) -> Mapping[str, int]:
+        """Pictures, by key."""
+        totals = (
+            select(DAILY.c.key_id, func.sum(DAILY.c.pictures))
+            .where(DAILY.c.begin >= month.begin, DAILY.c.begin < month.end)
+            .group_by(DAILY.c.key_id)
+        )
+        async with self._database.reading() as session:
+            return {key_id: int(pictures) for key_id, pictures in await session.execute(totals)}
+
+    async def counts(self) -> LedgerCounts:
+        """Reads all there is. One statement, so it is exact while others record."""
+        columns = [EVENTS.c[name] for name in SUMS if name != "requests"]
+        parts = [
+            select(literal("events"), func.count(), *(func.coalesce(func.sum(each), 0) for each in columns)),
+            *(
+                select(literal(name), *(func.coalesce(func.sum(table.c[each]), 0) for each in SUMS))
+                for name, table in (("hourly", HOURLY), ("daily", DAILY))
+            ),
+        ]
+        async with self._database.reading() as session:
+            rows = await session.execute(union_all(*parts))
+            return LedgerCounts(**{name: Sums(*map(int, sums)) for name, *sums in rows})
+
+    async def _roll_up(self, session: AsyncSession, events: Sequence[UsageEvent]) -> None:
+        ...

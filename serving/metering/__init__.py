@@ -1,0 +1,7 @@
+"""From the Redis stream to the ledger: what moves usage events, and what checks that nothing was lost.
+
+consumer   stream → ledger → acknowledge, as often as it takes
+drift      by how much a key's count of the month is off what ledger, stream and leases say
+priming    a Redis that is new, or was flushed, gets its counts from the ledger before anybody asks it
+reconcile  all of it compared, said in one line, and put right
+"""

@@ -1,0 +1,42 @@
+"""What a gateway leaves in Redis, for tests of what comes after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from serving.adapters import usage_codec
+from serving.adapters.redis import keyspace
+from serving.adapters.redis.client import RedisConnection
+from serving.domain.month import Month
+from serving.domain.usage import UsageEvent
+from serving.metrics import Metrics
+
+TIMEOUT_SECONDS = 5.0
+
+
+def connect(url: SecretStr) -> RedisConnection:
+    return RedisConnection(url, timeout_seconds=TIMEOUT_SECONDS, metrics=Metrics(CollectorRegistry()))
+
+
+async def append(connection: RedisConnection, *events: UsageEvent) -> list[str]:
+    """Each charged, and an entry of its partition's stream; the ids of the entries."""
+    redis: Any = connection.redis  # whose types know text answers only
+    ids = []
+    for event in events:
+        stream = keyspace.usage_stream(keyspace.partition_of(event.key_id))
+        ids.append((await redis.xadd(stream, {"e": usage_codec.encode(event)})).decode())
+        await charge(connection, event.key_id, event.month, event.pictures)
+    return ids
+
+
+async def charge(connection: RedisConnection, key_id: str, month: Month, pictures: int) -> None:
+    redis: Any = connection.redis
+    await redis.hincrby(keyspace.account(key_id), keyspace.used_field(month), pictures)
+
+
+async def charged(connection: RedisConnection, key_id: str, month: Month) -> int:
+    redis: Any = connection.redis
+    return int(await redis.hget(keyspace.account(key_id), keyspace.used_field(month)) or 0)
