@@ -42,7 +42,7 @@ def shared_accounting(
     )
     accounts = Accounts(
         connection,
-        prime=priming(connection, ledger, clock).prime,
+        prime=priming(connection, ledger).prime,
         journal_folder=settings.run_directory / "journal",
         clock=clock,
         metrics=metrics,

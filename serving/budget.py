@@ -25,8 +25,8 @@ class Budget:
     """
 
     def __init__(self, limit: int, *, left_to_the_urgent: int = 0) -> None:
-        """left_to_the_urgent: units that each priority leaves untaken for every one that is more urgent, so that
-        who is most urgent finds some, however many others hold theirs for long.
+        """left_to_the_urgent: units that each priority leaves untaken for every one that is more urgent, so
+        that it finds some, however long others hold theirs.
         """
         self._limit = limit
         self._left_to_the_urgent = left_to_the_urgent

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -98,7 +99,7 @@ class LocalStack:
         return None
 
     def issue_key(self) -> str:
-        """A key of the top tier, allowed on every model. The key of an earlier run stops working."""
+        """A key of the top tier, allowed on every model; a new secret at each run, and the one before ends."""
         return asyncio.run(self._issue_key())
 
     def _start_redis(self) -> None:
@@ -156,11 +157,13 @@ class LocalStack:
                 clock=SystemClock(),
                 publisher=LocalKeyChanges(),  # a gateway elsewhere finds it in the database, within a second
             )
-            for record in await registry.list(user=KEY_OWNER):
-                if record.revoked_at is None:
-                    await registry.revoke(record.id, actor=ACTOR)
             top = max(tiers.values(), key=lambda tier: tier.rate_limit_per_minute)
-            issued = await registry.create(actor=ACTOR, user=KEY_OWNER, tier=top.name)
+            records = await registry.list(user=KEY_OWNER)
+            usable = (record for record in records if record.tier == top.name and not record.revoked_at)
+            if (record := next(usable, None)) is not None:
+                issued = await registry.rotate(record.id, actor=ACTOR, overlap=timedelta())
+            else:
+                issued = await registry.create(actor=ACTOR, user=KEY_OWNER, tier=top.name)
         finally:
             await database.close()
         return issued.api_key.reveal()

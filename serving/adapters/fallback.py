@@ -15,7 +15,7 @@ from typing import Protocol
 from serving.adapters.journal import Journal
 from serving.adapters.journal_record import JournalRecord
 from serving.adapters.local_accounts import LocalAccounts
-from serving.adapters.redis.meter import RedisMeter
+from serving.adapters.redis.meter import Appended
 from serving.adapters.redis.retained import Absent, RetainedEvents
 from serving.domain.idempotency import IdempotencyKey
 from serving.domain.inference import RenderedAnswer
@@ -34,6 +34,19 @@ class Watch(Protocol):
 
     def failed(self, error: AccountsUnavailable) -> None:
         """A call has failed: from now on, `in_fallback`."""
+
+
+class AppendingMeter(Protocol):
+    """What `RedisMeter` does, and says of it."""
+
+    async def append(
+        self,
+        event: UsageEvent,
+        *,
+        idempotency: IdempotencyKey | None,
+        answer: RenderedAnswer | None,
+        only_owner: bool = False,
+    ) -> Appended: ...
 
 
 class FallbackAdmission:
@@ -98,7 +111,7 @@ class FallbackMeter:
 
     def __init__(
         self,
-        primary: RedisMeter,
+        primary: AppendingMeter,
         local: LocalAccounts,
         watch: Watch,
         *,

@@ -60,10 +60,12 @@ def limit_state(
 ) -> LimitState:
     missing_units = 0
     if level_units < tier.burst * UNITS_PER_TOKEN:
-        missing_units = units_per_picture - level_units % units_per_picture
+        missing_units = units_per_picture - (
+            level_units % units_per_picture if level_units > 0 else level_units
+        )
     quota, most = tier.monthly_quota, tier.max_concurrent_requests
     return LimitState(
-        tokens=level_units // units_per_picture,
+        tokens=max(0, level_units) // units_per_picture,
         next_token_seconds=_refill_seconds(tier, missing_units),
         quota=None if quota is None else max(0, quota - used),
         month_ends_seconds=_month_ends_seconds(now),

@@ -24,8 +24,9 @@ class LiveTiers(Mapping[str, Tier]):
     renamed over, or by a link that points elsewhere now (Kubernetes); nor whether within one tick of the file
     system's clock. It counts once it was the same at two looks, for until then it may be half written.
 
-    A tier that a new table leaves out stays as it last was: keys are in it, whose owners have done nothing
-    wrong. It is gone when the process is started again.
+    A tier that a new table leaves out is still found by its name, as it last was, until the process is
+    started again: keys are in it, whose owners have done nothing wrong. It is no longer `in` the table nor
+    listed, so no new key gets into it.
     """
 
     def __init__(
@@ -43,24 +44,31 @@ class LiveTiers(Mapping[str, Tier]):
         self._metrics = metrics
         self._wait = wait
         table = read_table(self._path)
-        self._tiers = parse_tiers(self._path, table)
+        self._table = parse_tiers(self._path, table)
+        self._left_out: Mapping[str, Tier] = {}
         self._judged: bytes | str = table
         self._last_look: bytes | str = table
 
     def __getitem__(self, name: str) -> Tier:
-        return self._tiers[name]
+        return self._table[name] if name in self._table else self._left_out[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tiers)
+        return iter(self._table)
 
     def __len__(self) -> int:
-        return len(self._tiers)
+        return len(self._table)
 
     async def run(self) -> None:
-        """Look once a second, until cancelled."""
+        """Look once a second, until cancelled. Whatever goes wrong, there is a table in force."""
         while True:
             await self._wait(POLL_SECONDS)
-            await self.refresh()
+            try:
+                await self.refresh()
+            except Exception:
+                logger.exception("the tier table could not be looked at")
 
     async def refresh(self) -> None:
         """Look once. A table that cannot be used is logged and counted, once, and the last good one stays."""
@@ -90,11 +98,12 @@ class LiveTiers(Mapping[str, Tier]):
         logger.error("the tier table cannot be used, and the last good one stays in force: %s", why)
 
     def _swap(self, table: Mapping[str, Tier]) -> None:
-        left_out = {name: tier for name, tier in self._tiers.items() if name not in table}
-        self._tiers = {**left_out, **table}
+        before = {**self._left_out, **self._table}
+        self._left_out = {name: tier for name, tier in before.items() if name not in table}
+        self._table = table
         logger.info("the tier table has changed: %s", ", ".join(sorted(table)))
-        if left_out:
+        if self._left_out:
             logger.warning(
                 "the tier table has no %s any more; until a restart, keys in there keep their terms",
-                ", ".join(sorted(left_out)),
+                ", ".join(sorted(self._left_out)),
             )

@@ -13,11 +13,18 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from serving.api import openapi
 from serving.api.context import context_of
 from serving.api.middleware import RequestMiddleware
+from serving.api.openapi import DocumentedApp
 from serving.api.problems import problem_response
-from serving.errors import InternalError, InvalidRequest, MethodNotAllowed, RouteNotFound, VisiongateError
+from serving.errors import (
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    OperatorError,
+    RouteNotFound,
+    VisiongateError,
+)
 from serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -50,7 +57,7 @@ def build_app(
         finally:
             await on_shutdown()
 
-    app = FastAPI(
+    app = DocumentedApp(
         title="visiongate",
         summary="Pictures in, boxes out.",
         version=version("visiongate"),
@@ -67,7 +74,6 @@ def build_app(
         metrics=metrics,
         max_requests_in_flight=max_requests_in_flight,
     )
-    openapi.document(app)
     return app
 
 
@@ -85,6 +91,8 @@ async def _answer_error(request: Request, exc: Exception) -> Response:
 
 def _translate(exc: Exception) -> VisiongateError:
     match exc:
+        case OperatorError():  # about our own set-up: for the log, not for a client
+            return InternalError()
         case VisiongateError():
             return exc
         case RequestValidationError():

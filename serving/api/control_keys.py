@@ -10,7 +10,7 @@ from starlette.responses import Response
 from serving.api import control_schemas as schemas
 from serving.api import openapi
 from serving.api.control_auth import Caller
-from serving.api.control_requests import ControlRequests, told_to_the_caller
+from serving.api.control_requests import PREFIX, ControlRequests, told_to_the_caller
 from serving.api.queries import parsed
 from serving.api.routes import DirectRoute, json_response
 from serving.domain.key_record import KeyRecord
@@ -21,7 +21,7 @@ _NEVER_STORED = {"Cache-Control": "no-store"}
 
 
 def key_router(keys: KeyAdministration, requests: ControlRequests, clock: Clock) -> APIRouter:
-    router = APIRouter(route_class=DirectRoute, tags=["keys"])
+    router = APIRouter(route_class=DirectRoute, prefix=PREFIX, tags=["keys"])
     _add_issuing(router, keys, requests, clock)
     _add_keys(router, keys, requests, clock)
     _add_users(router, keys, requests)
@@ -48,7 +48,7 @@ def _add_issuing(router: APIRouter, keys: KeyAdministration, requests: ControlRe
                 models=wanted.models,
                 expires_at=wanted.expires_at,
             )
-        headers = {**_NEVER_STORED, "Location": f"/api/v1/keys/{fresh.record.id}"}
+        headers = {**_NEVER_STORED, "Location": f"{PREFIX}/keys/{fresh.record.id}"}
         return json_response(schemas.issued(fresh, clock.now()), status=201, headers=headers)
 
     @router.post(

@@ -26,7 +26,7 @@ class ControlPlane:
 
 def control_plane_router(control: ControlPlane) -> APIRouter:
     requests = ControlRequests(control.auth, control.held_bytes, control.body_timeout_seconds)
-    router = APIRouter(prefix="/api/v1")
+    router = APIRouter()
     router.include_router(key_router(control.keys, requests, control.clock))
     router.include_router(usage_router(control.ledger, requests, control.clock))
     return router

@@ -17,6 +17,8 @@ from serving.api.validation import invalid
 from serving.budget import Budget
 from serving.errors import InvalidRequest, OperatorError
 
+PREFIX = "/api/v1"
+"""In each route's own path, for that is the label of its metrics."""
 MAX_BODY_BYTES = 256 * 1024
 
 _Body = TypeVar("_Body", bound=BaseModel)

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from serving.api import openapi, schemas
-from serving.api.control_requests import ControlRequests
+from serving.api.control_requests import PREFIX, ControlRequests
 from serving.api.queries import parsed
 from serving.api.routes import DirectRoute, json_response
 from serving.api.usage_queries import InvoiceParameters, UsageParameters
@@ -20,7 +20,7 @@ CSV = "text/csv"
 
 
 def usage_router(ledger: Ledger, requests: ControlRequests, clock: Clock) -> APIRouter:
-    router = APIRouter(route_class=DirectRoute, tags=["usage"])
+    router = APIRouter(route_class=DirectRoute, prefix=PREFIX, tags=["usage"])
 
     @router.get(
         "/usage",

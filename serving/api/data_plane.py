@@ -186,6 +186,7 @@ async def _infer(plane: DataPlane, request: Request, *, deployment_id: str | Non
             partial(_render, context, single=asked.single),
             note_limits=partial(setattr, context, "limits"),
         )
+        context.facts.update(replayed=answer.replayed)
         return inference_response(answer)
 
 

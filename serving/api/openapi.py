@@ -115,7 +115,9 @@ def refused(
         if status in (409, 429, 503):
             headers |= RETRY_AFTER
         described = ", ".join((codes or {}).get(status, _CODES[status]))
-        responses[status] = {"description": described, "model": schemas.Problem, "headers": headers}
+        # By reference: as a model of each of them, it would be built anew a hundred times at the start.
+        content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        responses[status] = {"description": described, "content": content, "headers": headers}
     return responses
 
 
@@ -150,9 +152,16 @@ def control(
     }
 
 
-def document(app: FastAPI) -> None:
-    """Complete what FastAPI makes of the routes, once they are all there."""
-    schema = app.openapi()
+class DocumentedApp(FastAPI):
+    """Publishes what FastAPI makes of the routes, completed and corrected, once somebody asks for it."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = _complete(super().openapi())
+        return self.openapi_schema
+
+
+def _complete(schema: dict[str, Any]) -> dict[str, Any]:
     components = schema.setdefault("components", {})
     components["securitySchemes"] = {
         "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key, `pk_…`."},
@@ -164,19 +173,19 @@ def document(app: FastAPI) -> None:
             "description": "Signed for this gateway; `sub` is the user, who sees and changes their own only.",
         },
     }
+    named = components.setdefault("schemas", {})
+    named["Problem"] = schemas.Problem.model_json_schema()
     for path in schema["paths"].values():
         for operation in path.values():
-            _correct(operation["responses"])
+            _forget_foreign_refusals(operation["responses"])
     for unused in ("HTTPValidationError", "ValidationError"):
-        components.get("schemas", {}).pop(unused, None)
+        named.pop(unused, None)
+    return schema
 
 
-def _correct(responses: dict[str, Any]) -> None:
-    """FastAPI takes every body for `application/json`, and promises its own 422 where there is a path."""
+def _forget_foreign_refusals(responses: dict[str, Any]) -> None:
+    """FastAPI promises its own 422 for every route with a path parameter; ours never answers so."""
     for status, response in list(responses.items()):
-        content = response.get("content", {})
-        reference = content.get("application/json", {}).get("schema", {}).get("$ref", "")
-        if reference.endswith("/HTTPValidationError"):
+        schema = response.get("content", {}).get("application/json", {}).get("schema", {})
+        if schema.get("$ref", "").endswith("/HTTPValidationError"):
             del responses[status]
-        elif reference.endswith("/Problem"):
-            response["content"] = {MEDIA_TYPE: content["application/json"]}

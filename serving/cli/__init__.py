@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from serving.cli import infer, keys, models, try_models, up
+from serving.cli import infer, keys, meter, models, try_models, up, usage
 from serving.cli.console import errors, shown
 from serving.errors import VisiongateError
 
@@ -20,7 +20,9 @@ app.command("up")(up.up)
 app.command("infer")(infer.infer)
 app.command("models")(models.models)
 app.command("try")(try_models.try_models)
+app.command("meter")(meter.meter)
 app.add_typer(keys.app, name="keys")
+app.add_typer(usage.app, name="usage")
 
 
 def main() -> None:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from serving.cli.console import shown
+from serving.cli.console import out, shown
 from serving.domain.key_change import AuditRow
 from serving.domain.key_record import KeyRecord
+
+_WIDEST = 100_000
 
 
 def key_json(record: KeyRecord, now: datetime) -> dict[str, Any]:
@@ -85,6 +88,11 @@ def changes_table(rows: Sequence[AuditRow]) -> Table:
         )
         table.add_row(*(shown(cell) for cell in cells))
     return table
+
+
+def print_table(table: Table) -> None:
+    """As wide as it is where a program reads it; on a terminal, as wide as that is."""
+    (out if out.is_terminal else Console(width=_WIDEST)).print(table)
 
 
 def moment(when: datetime | None) -> str | None:

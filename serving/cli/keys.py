@@ -22,7 +22,7 @@ from serving.adapters.sql.database import Database
 from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.tiers import load_tiers
 from serving.cli.console import errors, out
-from serving.cli.key_views import change_json, changes_table, key_json, keys_table, moment
+from serving.cli.key_views import change_json, changes_table, key_json, keys_table, moment, print_table
 from serving.clock import SystemClock
 from serving.domain.key_change import ChangedKeys
 from serving.domain.key_record import IssuedKey
@@ -32,6 +32,7 @@ from serving.settings import load_settings
 
 app = typer.Typer(help="Issue, list, rotate and revoke API keys.", no_args_is_help=True)
 
+DEFAULT_OVERLAP = timedelta(hours=24)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST_SECONDS = 36_525 * 86_400
 
@@ -57,9 +58,11 @@ KeyId = Annotated[str, typer.Argument(help="The key's id, as listed.")]
 OfUser = Annotated[str | None, typer.Option("--user", help="Of this user only.")]
 Lifetime = Annotated[timedelta | None, typer.Option(parser=duration, metavar="30d", help="Default: never.")]
 Overlap = Annotated[
-    timedelta,
+    timedelta | None,
     typer.Option(
-        parser=duration_or_none, metavar="24h", help="How long earlier secrets work on; 0s: no more."
+        parser=duration_or_none,
+        metavar="24h",
+        help="How long earlier secrets work on; 0s: not at all. Default: 24h.",
     ),
 ]
 
@@ -96,7 +99,7 @@ def list_keys(user: OfUser = None, as_json: AsJson = False) -> None:
         if as_json:
             typer.echo(json.dumps([key_json(record, now) for record in records]))
         else:
-            out.print(keys_table(records, now))
+            print_table(keys_table(records, now))
 
     asyncio.run(run())
 
@@ -117,12 +120,14 @@ def revoke(key_id: KeyId, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def rotate(key_id: KeyId, overlap: Overlap = timedelta(hours=24), as_json: AsJson = False) -> None:
+def rotate(key_id: KeyId, overlap: Overlap = None, as_json: AsJson = False) -> None:
     """Give a key a new secret, shown now and never again. Its id, limits and usage stay."""
 
     async def run() -> None:
         async with _registry() as registry:
-            issued = await registry.rotate(key_id, actor=_actor(), overlap=overlap)
+            issued = await registry.rotate(
+                key_id, actor=_actor(), overlap=DEFAULT_OVERLAP if overlap is None else overlap
+            )
         _show_once(issued, as_json=as_json)
 
     asyncio.run(run())
@@ -155,7 +160,7 @@ def history(
         if as_json:
             typer.echo(json.dumps([change_json(row) for row in rows]))
         else:
-            out.print(changes_table(rows))
+            print_table(changes_table(rows))
 
     asyncio.run(run())
 
@@ -174,7 +179,7 @@ def _show_once(issued: IssuedKey, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({**key_json(issued.record, now), "api_key": issued.api_key.reveal()}))
         return
-    out.print(keys_table([issued.record], now))
+    print_table(keys_table([issued.record], now))
     typer.echo(f"\n{issued.api_key.reveal()}\n")  # not through rich, which would wrap it
     out.print("Keep it now: it is stored nowhere and cannot be shown again.")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from serving.domain.month import Month
 
 GroupBy = Literal["total", "key", "user", "deployment", "tier", "day", "hour"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,10 @@ class UsageEvent:
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """Which events to add up: of `[begin, end)`, whole hours in UTC, and of one key, user or deployment."""
+    """Which events to add up: of `[begin, end)`, whole hours in UTC, and of one key, user or deployment.
+
+    Raises ValueError for a period that is none, or not of whole hours.
+    """
 
     begin: datetime
     end: datetime
@@ -57,10 +63,20 @@ class UsageQuery:
     user: str | None = None
     deployment: str | None = None
 
+    def __post_init__(self) -> None:
+        for moment in (self.begin, self.end):
+            if moment.utcoffset() is None or (moment - _EPOCH) % _HOUR:
+                raise ValueError(f"{moment} is no whole hour in UTC")
+        if self.begin >= self.end:
+            raise ValueError("a period ends after it begins")
+
 
 @dataclass(frozen=True, slots=True)
 class UsageTotals:
-    """group: a key's id, a user, a deployment, a tier, a day `2026-11-21`, an hour `2026-11-21T13`, or ''."""
+    """group: a key's id, a user, a deployment, a tier, a day `2026-11-21`, an hour `2026-11-21T13`, or ''.
+
+    amount_micros: of its pictures, rounded once for each price that they had.
+    """
 
     group: str
     requests: int

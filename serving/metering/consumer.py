@@ -1,8 +1,8 @@
 """Moves usage events from the stream to the ledger.
 
-Each batch is read, recorded, acknowledged, in this order, and each step again until it works. So whatever dies
-when, an event is in the ledger once: what is not acknowledged is handed out again, and the ledger knows it by
-its id.
+Each batch is read, recorded, acknowledged, in this order, and each step again until it works. So whatever
+dies when, an event is in the ledger once: what is not acknowledged is handed out again, and the ledger knows
+it by its id.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Consumer:
         return reading.entries
 
     async def _record(self) -> None:
-        entries = [LedgerEntry(entry.event, entry.entry_id) for entry in self._read]
+        entries = [LedgerEntry(entry.event, stream_entry=entry.entry_id) for entry in self._read]
         verdicts = await self._ledger.record(entries)
         for entry, verdict in zip(self._read, verdicts, strict=True):
             self._metrics.moved.labels(verdict).inc()
@@ -163,8 +163,8 @@ class Consumer:
         if self._recorded:
             outcome = await self._stream.acknowledge(self._recorded)
             self._recorded = outcome.unanswered
-            # What was new, and yet not there any more, was flushed, and its charge with it. Whether the counts
-            # were taken from the ledger before it came there or after, nobody knows: they are taken again.
+            # What was new, and yet not there any more, was flushed, and its charge with it. Whether the
+            # counts were taken from the ledger before it came there or after, nobody knows.
             self._suspects |= {each.entry.event.key_id for each in outcome.gone if each.verdict == "new"}
             self._metrics.failures.labels("redis").inc(len(outcome.unanswered))
         if self._suspects:

@@ -6,9 +6,9 @@ One entry of the stream is one charge, and so is one lease, so that for each key
 
 where an entry whose event the ledger has by another entry counts as well: its charge was not given back yet.
 Redis is read as of one moment, but the ledger goes on. So it is read before and after: what it gained in
-between may be in the rest of the sum or not, and the drift lies between two bounds, which meet where it gained
-nothing. Only in a backlog of more entries than fit into one look may a duplicate that is given back meanwhile
-blur the bounds; hence nothing is believed that was seen once.
+between may be in the rest of the sum or not, and the drift lies between two bounds, which meet where it
+gained nothing. Only in a backlog of more entries than fit into one look may a duplicate that is given back
+meanwhile blur the bounds; hence nothing is believed that was seen once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Totals(Protocol):
     async def month_totals(self, month: Month) -> Mapping[str, int]:
         """Pictures, by key."""
 
-    async def entry_ids(self, event_ids: Sequence[str]) -> Mapping[str, str]:
+    async def entry_ids(self, event_ids: Iterable[str]) -> Mapping[str, str]:
         """By which entry of the stream each event was recorded, of those that were."""
 
 
@@ -72,16 +72,13 @@ class Sight:
 
 class DriftFinder:
     def __init__(self, counters: RedisCounters, ledger: Totals) -> None:
-        self._counters = counters
+        self.counters = counters
         self._ledger = ledger
-
-    async def months(self) -> tuple[Month, Month]:
-        return await self._counters.months()
 
     async def all_keys(self, months: Iterable[Month]) -> set[str]:
         """That have a count, or should."""
         billed = [key_id for month in months for key_id in await self._ledger.month_totals(month)]
-        return (await self._counters.key_ids()).union(billed)
+        return (await self.counters.key_ids()).union(billed)
 
     async def look(self, key_ids: Collection[str], months: Sequence[Month]) -> Sight:
         """Raises AccountsUnavailable and BackendUnavailable."""
@@ -89,7 +86,7 @@ class DriftFinder:
         epochs: dict[int, str | None] = {}
         seen: list[tuple[Look, Mapping[KeyMonth, int]]] = []
         for partition, some in _by_partition(key_ids):
-            look = await self._counters.look(partition, some)
+            look = await self.counters.look(partition, some)
             epochs[partition] = look.epoch
             seen.append((look, await self._on_the_way(partition, look)))
         after = await self._totals(months)
@@ -123,7 +120,7 @@ class DriftFinder:
             last = stream_id(chunk[-1][0])
             if last >= look.last_id:
                 return
-            chunk = await self._counters.entries(partition, after=last, until=look.last_id)
+            chunk = await self.counters.entries(partition, after=last, until=look.last_id)
 
 
 def _drift(

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from contextlib import AsyncExitStack
 
-from serving.adapters.redis.counters import CountingLock, RedisCounters
+from serving.adapters.redis.client import RedisConnection
+from serving.adapters.redis.counters import CountingLock
 from serving.adapters.redis.keyspace import PARTITIONS, partition_of
-from serving.metering.drift import DriftFinder
-from serving.metering.recount import LOOK_PAUSE_SECONDS, LOOKS, Recount, Sleep, apply
+from serving.metering.drift import Totals
+from serving.metering.recount import LOCK_PAUSE_SECONDS, LOOK_PAUSE_SECONDS, Recount, apply, recount
 
 logger = logging.getLogger(__name__)
 
@@ -27,18 +28,10 @@ logger = logging.getLogger(__name__)
 class Priming:
     """Each method raises AccountsUnavailable, and BackendUnavailable for the ledger."""
 
-    def __init__(
-        self,
-        counters: RedisCounters,
-        drifts: DriftFinder,
-        recount: Recount,
-        *,
-        sleep: Sleep = asyncio.sleep,
-    ) -> None:
-        self._counters = counters
-        self._drifts = drifts
+    def __init__(self, recount: Recount) -> None:
         self._recount = recount
-        self._sleep = sleep
+        self._drifts = recount.drifts
+        self._counters = recount.counters
 
     async def unprimed(self) -> list[int]:
         looks = await asyncio.gather(*map(self._counters.look, range(PARTITIONS)))
@@ -47,30 +40,33 @@ class Priming:
     async def prime(self) -> None:
         """Return once every partition has an epoch, whoever made it. Costs one look where all have one."""
         while unprimed := await self.unprimed():
-            key_ids = await self._drifts.all_keys(await self._drifts.months())
-            await asyncio.gather(
-                *(
-                    self._prime(partition, [each for each in key_ids if partition_of(each) == partition])
-                    for partition in unprimed
-                )
-            )
+            async with AsyncExitStack() as held:
+                locks = {}
+                for partition in unprimed:
+                    if lock := await held.enter_async_context(self._counters.lock(partition)):
+                        locks[partition] = lock
+                if locks:
+                    await self._fill(locks)
+                else:
+                    await self._recount.sleep(LOCK_PAUSE_SECONDS)
 
-    async def _prime(self, partition: int, key_ids: Collection[str]) -> None:
-        async with self._recount.lock(partition) as lock:
-            if (await self._counters.look(partition)).epoch is not None:
-                return
-            if await self._fill(lock, partition, key_ids) and await lock.prime():
-                logger.info("partition %d was primed: %d keys", partition, len(key_ids))
-
-    async def _fill(self, lock: CountingLock, partition: int, key_ids: Collection[str]) -> bool:
-        """False where it was flushed in the midst of it."""
-        months = await self._drifts.months()
-        for _ in range(LOOKS):
+    async def _fill(self, locks: dict[int, CountingLock]) -> None:
+        months = await self._counters.months()
+        key_ids = {each for each in await self._drifts.all_keys(months) if partition_of(each) in locks}
+        for _ in range(self._recount.looks):
             sight = await self._drifts.look(key_ids, months)
-            if all(drift.is_exact and drift.low == 0 for drift in sight.drifts.values()):
+            if not any(drift.certain or not drift.is_exact for drift in sight.drifts.values()):
                 break
-            if not await apply(lock, sight, partition):
-                return False
+            lost = [partition for partition, lock in locks.items() if not await apply(lock, sight, partition)]
+            for partition in lost:
+                del locks[partition]
             if not all(drift.is_exact for drift in sight.drifts.values()):
-                await self._sleep(LOOK_PAUSE_SECONDS)
-        return True
+                await self._recount.sleep(LOOK_PAUSE_SECONDS)
+        for partition, lock in locks.items():
+            if await lock.prime():
+                logger.info("partition %d is filled from the ledger", partition)
+
+
+def priming(connection: RedisConnection, ledger: Totals) -> Priming:
+    """With all that it takes."""
+    return Priming(recount(connection, ledger))

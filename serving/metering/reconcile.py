@@ -1,21 +1,21 @@
 """Whether stream, ledger and quota counters tell the same story, in one line; and the counters put right.
 
-    events of the ledger    = hourly roll-ups = daily roll-ups
-    count of a key's month  = ledger + stream + leases, for this month and the last; see drift.py
+events of the ledger    = hourly roll-ups = daily roll-ups
+count of a key's month  = ledger + stream + leases, for this month and the last; see drift.py
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
 from serving.adapters.redis.counters import KeyMonth
 from serving.adapters.redis.stream import Backlog
 from serving.adapters.sql.ledger import LedgerCounts
-from serving.metering.drift import Drift, DriftFinder
+from serving.metering.drift import Drift
 from serving.metering.priming import Priming
 from serving.metering.recount import Recount
 
@@ -54,29 +54,73 @@ class Report:
     repaired: int
 
     @property
+    def sums_agree(self) -> bool:
+        return self.counts.events == self.counts.hourly == self.counts.daily
+
+    @property
     def agrees(self) -> bool:
-        return not self.drifts and self.counts.agree
+        return self.sums_agree and not self.drifts
 
     def line(self) -> str:
         verdict = "They agree" if self.agrees else "They do not agree"
         return f"{verdict}: {'; '.join((*self._differences(), *self._facts()))}."
 
     def _differences(self) -> Iterator[str]:
-        counts = self.counts
-        if not counts.agree:
-            yield (
-                f"{counts.events.requests} events with {counts.events.pictures} pictures, by the hour "
-                f"{counts.hourly.requests} with {counts.hourly.pictures}, by the day "
-                f"{counts.daily.requests} with {counts.daily.pictures}"
-            )
-        if self.drifts:
-            named = [
-                f"{key_id} {month} is {drift.count}, not {drift.count - drift.certain}"
-                for (key_id, month), drift in islice(sorted(self.drifts.items()), NAMED_DRIFTS)
-            ]
-            more = len(self.drifts) - len(named)
-            yield f"{', '.join(named)}{f' and {more} more' if more else ''}"
+        if not self.sums_agree:
+            sums = (self.counts.events, self.counts.hourly, self.counts.daily)
+            events, hourly, daily = (f"{each.requests} events, {each.pictures} pictures" for each in sums)
+            yield f"the ledger has {events}, by the hour {hourly}, by the day {daily}"
+        for (key_id, month), drift in islice(sorted(self.drifts.items()), NAMED_DRIFTS):
+            yield f"{key_id} counts {drift.count} in {month}, and should {drift.count - drift.certain}"
+        if len(self.drifts) > NAMED_DRIFTS:
+            yield f"so do {len(self.drifts) - NAMED_DRIFTS} more counts"
 
     def _facts(self) -> Iterator[str]:
-        yield f"{self.counts.events.requests} events in the ledger, {self.backlog.entries} in the stream, "
-    ...
+        yield f"{self.counts.events.requests} events, {self.backlog.entries} on their way, {self.keys} keys"
+        if self.repaired:
+            yield f"{self.repaired} counts were repaired"
+        if self.in_journals:
+            yield f"{self.in_journals} events wait in this machine's journals"
+        if self.backlog.poison:
+            yield f"{self.backlog.poison} entries that cannot be read were set aside"
+        if self.unprimed:
+            yield f"{self.unprimed} partitions of Redis are not filled from the ledger yet"
+
+
+class Reconciliation:
+    """Raises AccountsUnavailable and BackendUnavailable."""
+
+    def __init__(
+        self, ledger: Counted, stream: Queued, recount: Recount, *, count_journals: CountJournals
+    ) -> None:
+        self._ledger = ledger
+        self._stream = stream
+        self._recount = recount
+        self._priming = Priming(recount)
+        self._count_journals = count_journals
+
+    async def run(self, *, repair: bool = False) -> Report:
+        """What is to be repaired is compared again afterwards: the report is of what is there now."""
+        if repair:
+            await self._priming.prime()
+        report = await self._compare()
+        for _ in range(REPAIRS if repair else 0):
+            if not report.drifts:
+                break
+            repaired = await self._recount.correct({key_id for key_id, _ in report.drifts})
+            report = replace(await self._compare(), repaired=report.repaired + repaired)
+        return report
+
+    async def _compare(self) -> Report:
+        months = await self._recount.counters.months()
+        key_ids = await self._recount.drifts.all_keys(months)
+        sight = await self._recount.differences(key_ids)
+        return Report(
+            keys=len(key_ids),
+            counts=await self._ledger.counts(),
+            drifts=sight.drifts,
+            backlog=await self._stream.backlog(),
+            in_journals=await asyncio.to_thread(self._count_journals),
+            unprimed=len(await self._priming.unprimed()),
+            repaired=0,
+        )

@@ -128,10 +128,13 @@ async def test_a_failed_transaction_leaves_nothing(database_url: str, clock: Man
     async with opened_store(database_url, clock) as (_, registry), opened(database_url) as database:
         issued = await registry.create(actor=ACTOR, user="ada", tier="free")
 
-        with pytest.raises(BackendUnavailable):
+        async def change_and_fail() -> None:
             async with database.writing() as session:
                 await session.execute(text("UPDATE api_keys SET tier = 'enterprise'"))
                 await session.execute(insert(KeySecretRow), rows_of_secrets(issued.record))
+
+        with pytest.raises(BackendUnavailable):
+            await change_and_fail()
 
         assert list(await registry.list()) == [issued.record]
 

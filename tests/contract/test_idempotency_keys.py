@@ -10,7 +10,7 @@ import pytest
 from serving.domain.idempotency import KEPT_SECONDS, IdempotencyKey, fingerprint
 from serving.domain.inference import RenderedAnswer
 from serving.domain.month import Month
-from serving.errors import IdempotencyKeyInUse, IdempotencyKeyReused, RateLimited
+from serving.errors import IdempotencyKeyInUse, IdempotencyKeyReused, QuotaExceeded, RateLimited
 from serving.ports import Reservation
 from tests.support.account_forms import Accounts
 from tests.support.requests import ANSWER, LEASE_SECONDS, admit, ask, event_of, principal, settle
@@ -53,9 +53,8 @@ async def test_the_same_request_gets_the_same_answer_and_takes_nothing(
 async def test_it_is_answered_even_where_a_limit_is_reached(accounts: Accounts) -> None:
     await answered(accounts)
     spent = principal(rate=1, burst=1, quota=2, at_once=1)
-    with pytest.raises(RateLimited):
-        for _ in range(2):
-            await admit(accounts.admission, replace(spent, tier=replace(spent.tier, monthly_quota=None)))
+    with pytest.raises(QuotaExceeded):
+        await admit(accounts.admission, spent)
 
     assert isinstance(await ask(accounts.admission, spent, idempotency=KEY), RenderedAnswer)
 
@@ -146,6 +145,8 @@ async def test_an_answer_is_kept_for_a_day_and_not_longer(accounts: Accounts) ->
     accounts.advance(1e-6)
 
     await admit(accounts.admission, CALLER, idempotency=OTHER_REQUEST)
+    with pytest.raises(IdempotencyKeyInUse):
+        await ask(accounts.admission, CALLER, idempotency=OTHER_REQUEST)
 
 
 async def test_of_a_gateway_that_was_killed_the_next_takes_over_when_its_lease_lapses(

@@ -52,17 +52,17 @@ class Site:
         self.postgresql = postgresql
         self.tiers_file = folder / "tiers.yaml"
         self.tiers_file.write_text(tiers)
-        run_directory = folder / ".run"
-        run_directory.mkdir()
+        self.run_directory = folder / ".run"
+        self.run_directory.mkdir()
         self.database_url = (
-            f"sqlite:///{run_directory / 'visiongate.db'}"
+            f"sqlite:///{self.run_directory / 'visiongate.db'}"
             if postgresql is None
             else postgresql.new_database(f"site_{os.getpid()}_{time.monotonic_ns()}")
         )
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("VISIONGATE_")}
         self.redis = RedisProcess(folder, inherited)
         settings = {
-            "RUN_DIRECTORY": str(run_directory),
+            "RUN_DIRECTORY": str(self.run_directory),
             "MODEL_REPOSITORY": str(model_repository),
             "TIERS_FILE": str(self.tiers_file),
             "DATABASE_URL": self.database_url,

@@ -115,19 +115,24 @@ class Book:
         self._months: dict[str, Month] = {}
         self._stream = RedisUsageStream(connection, consumer="book", claim_idle_seconds=0)
 
-    async def read(self) -> None:
-        """All that is in the stream."""
-        while entries := (await self._stream.read()).entries:
-            handled = []
-            for entry in entries:
-                event, place = entry.event, (entry.partition, entry.entry_id)
-                first = self._stream_ids.setdefault(event.request_id, place)
-                self.pictures[event.request_id] = event.pictures
-                self._key_ids[event.request_id], self._months[event.request_id] = event.key_id, event.month
-                self.duplicates += first != place
-                handled.append(Handled(entry, "new" if first == place else "duplicate"))
-            result = await self._stream.acknowledge(handled)
-            assert not result.unanswered
+    async def read(self) -> bool:
+        """What is in the stream now; whether there was anything."""
+        handled = []
+        for entry in (await self._stream.read()).entries:
+            event, place = entry.event, (entry.partition, entry.entry_id)
+            first = self._stream_ids.setdefault(event.request_id, place)
+            self.pictures[event.request_id] = event.pictures
+            self._key_ids[event.request_id], self._months[event.request_id] = event.key_id, event.month
+            self.duplicates += first != place
+            handled.append(Handled(entry, "new" if first == place else "duplicate"))
+        result = await self._stream.acknowledge(handled)
+        assert not result.unanswered
+        return bool(handled)
+
+    async def read_all(self) -> None:
+        """For when the traffic has ended."""
+        while await self.read():
+            pass
 
     def prime(self, client: redis.Redis) -> None:
         """Fill partitions without an epoch, as the real priming does from the real ledger."""

@@ -157,7 +157,7 @@ async def running_world(
         async def readiness() -> Readiness:
             return Readiness(await lanes.ready(), tuple(degraded))
 
-        ledger = ledger or SqlLedger(Database("sqlite:////nowhere/at/all.db"))
+        ledger = ledger or SqlLedger(Database("sqlite:////dev/null/ledger.db"), {})
         plane = DataPlane(
             gateway=gateway,
             ledger=ledger,

@@ -61,8 +61,8 @@ class InMemoryAdmission:
         max_accounts: int = MAX_ACCOUNTS,
     ) -> None:
         """picture_costs: tokens for each picture, at least 1: the number of gateways where each is to admit
-        its share; whatever a request has in it, it costs no more than a burst. admitted_at: what time it is,
-        for months and reservations; None is the clock's.
+        its share. A full bucket is enough for any request, and owes what that costs beyond it. admitted_at:
+        what time it is, for months and reservations; None is the clock's.
         """
         self._clock = clock
         self._picture_costs = picture_costs
@@ -89,7 +89,7 @@ class InMemoryAdmission:
             return answer
         account = self._account(principal)
         self._end(key_id, account, request_id)
-        now, tokens = self._admitted_at(), self._cost(tier, pictures)
+        now, tokens = self._admitted_at(), pictures * self._picture_costs()
         self._refuse_over_limits(principal, account, pictures, tokens, now)
 
         lease = _Lease(pictures, tokens, Month.of(now), now_us + round(lease_seconds * limits.MICROSECONDS))
@@ -145,9 +145,10 @@ class InMemoryAdmission:
         used = self._used_in(Month.of(now))[principal.key_id]
         if tier.monthly_quota is not None and used + pictures > tier.monthly_quota:
             raise limits.over_quota(tier, used, pictures, now)
-        level_units = account.bucket.level(tier, self._now_us())
-        if level_units < tokens * limits.UNITS_PER_TOKEN:
-            raise limits.over_rate(tier, tokens * limits.UNITS_PER_TOKEN - level_units)
+        missing_units = min(tier.burst, tokens) * limits.UNITS_PER_TOKEN
+        missing_units -= account.bucket.level(tier, self._now_us())
+        if missing_units > 0:
+            raise limits.over_rate(tier, missing_units)
         most = tier.max_concurrent_requests
         if most is not None and len(account.leases) >= most:
             raise limits.over_concurrency(tier)
@@ -160,11 +161,8 @@ class InMemoryAdmission:
             used=self._used_in(Month.of(now))[key_id],
             leases=len(account.leases),
             now=now,
-            units_per_picture=self._cost(tier, 1) * limits.UNITS_PER_TOKEN,
+            units_per_picture=min(tier.burst, self._picture_costs()) * limits.UNITS_PER_TOKEN,
         )
-
-    def _cost(self, tier: Tier, pictures: int) -> int:
-        return min(tier.burst, pictures * self._picture_costs())
 
     def _now_us(self) -> int:
         return round(self._clock.monotonic() * limits.MICROSECONDS)

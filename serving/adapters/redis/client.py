@@ -7,6 +7,8 @@ come meanwhile gather in the next, so a Redis that writes through to its disk pa
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +87,7 @@ class RedisConnection:
         self._max_waiting_calls = max_waiting_calls
         self._waiting: deque[_Call] = deque()
         self._is_about_to_send = False
+        self._is_closed = False
         self._in_flight: set[asyncio.Task[None]] = set()
 
     async def run(
@@ -103,6 +106,8 @@ class RedisConnection:
         Raises AccountsUnavailable: the script may have run all the same, but where Redis refused it.
         """
         with translated(self.metrics):
+            if self._is_closed:
+                raise unavailable("down")
             if len(self._waiting) >= self._max_waiting_calls:
                 raise unavailable("slow")
             call = _Call(script, keys, args, replicas, if_abandoned)
@@ -119,12 +124,16 @@ class RedisConnection:
 
     async def close(self) -> None:
         """What is under way fails."""
+        self._is_closed = True
+        while self._waiting:
+            self._waiting.popleft().end(exceptions.ConnectionError("closed"))
         for task in self._in_flight:
             task.cancel()
         await asyncio.gather(*self._in_flight, return_exceptions=True)
-        while self._waiting:
-            self._waiting.popleft().end(exceptions.ConnectionError("closed"))
         await self.redis.aclose()
+        if isinstance(self.redis, RedisCluster):
+            # It takes itself for closed while it is about to learn the cluster anew.
+            await self.redis.nodes_manager.aclose()
 
     def _send_soon(self) -> None:
         if self._waiting and not self._is_about_to_send and len(self._in_flight) < MAX_BATCHES_IN_FLIGHT:
@@ -138,11 +147,13 @@ class RedisConnection:
         if calls:
             task = asyncio.create_task(self._exchange(calls))
             self._in_flight.add(task)
-            task.add_done_callback(self._has_ended)
+            task.add_done_callback(functools.partial(self._has_ended, calls))
         self._send_soon()
 
-    def _has_ended(self, task: asyncio.Task[None]) -> None:
+    def _has_ended(self, calls: Sequence[_Call], task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
+        for call in calls:  # those without a reply: it was cancelled, perhaps before it had begun
+            call.end(exceptions.ConnectionError("closed"))
         self._send_soon()
 
     async def _exchange(self, calls: Sequence[_Call]) -> None:
@@ -150,8 +161,6 @@ class RedisConnection:
             async with asyncio.timeout(self._timeout_seconds):
                 replies = await self._replies(calls)
                 await self._learn_the_cluster_anew(replies)
-        except asyncio.CancelledError:
-            replies = [exceptions.ConnectionError("closed")] * len(calls)
         except Exception as exc:  # whatever it is: each caller gets it, and `run` translates it
             await self._learn_the_cluster_anew([exc])
             replies = [exc] * len(calls)
@@ -219,7 +228,8 @@ class RedisConnection:
         """Where a node does not answer, another may have taken over; a pipeline does not look by itself."""
         lost = any(isinstance(reply, LostConnection) for reply in replies)
         if lost and isinstance(self.redis, RedisCluster):
-            await self.redis.aclose()
+            with contextlib.suppress(*LostConnection):
+                await self.redis.aclose()
 
     def _wait_for(self, replicas: int) -> tuple[Argument, ...]:
         timeout_milliseconds = max(1, int(self._timeout_seconds * REPLICAS_SHARE_OF_TIMEOUT * 1000))
@@ -246,6 +256,8 @@ def _client(url: SecretStr, timeout_seconds: float) -> Redis | RedisCluster:
     }
     try:
         if scheme.endswith("+cluster"):
+            # A slot that has moved is looked for where its node says, and nothing is closed for it.
+            options["reinitialize_steps"] = 0
             return RedisCluster.from_url(f"{scheme.removesuffix('+cluster')}://{rest}", **options)
         return Redis.from_url(f"{scheme}://{rest}", **options)
     except (ValueError, exceptions.RedisClusterException):

@@ -15,6 +15,7 @@ from typing import Any
 from redis.asyncio import RedisCluster
 from redis.asyncio.client import PubSub
 
+from serving.adapters.background import is_cancelled
 from serving.adapters.key_changes import KeyChangeListener
 from serving.adapters.redis.client import RedisConnection
 from serving.adapters.redis.keyspace import KEY_CHANGES
@@ -67,7 +68,7 @@ class KeyChangeSubscription:
 
     async def run(self) -> None:
         """Until cancelled, whatever becomes of Redis meanwhile."""
-        while True:
+        while not is_cancelled():
             try:
                 await self._listen()
             except AccountsUnavailable as error:
@@ -85,7 +86,7 @@ class KeyChangeSubscription:
             async with redis.pubsub() as subscription:
                 async with asyncio.timeout(PONG_TIMEOUT_SECONDS):
                     await subscription.subscribe(KEY_CHANGES)
-                while True:
+                while not is_cancelled():
                     asked_at = self._clock.monotonic()
                     await self._ping(subscription)
                     self._listener.confirm(asked_at)

@@ -8,6 +8,14 @@ The fields of a key's hash, which the scripts and the consumer write, are:
     open           how many leases there are
     swept_at       when lapsed leases were last looked for
     lease:<id>     what a request has reserved: `<when> <for how long> <pictures> <month>`, microseconds
+
+and of an answer's:
+
+    owner          the request that the idempotency key belongs to
+    fingerprint    of what that asked
+    since          when it was admitted, or answered, in microseconds
+    microseconds   for how long that counts: a lease, or a day
+    answer         `answer_codec`'s; none while the request is under way
 """
 
 from __future__ import annotations

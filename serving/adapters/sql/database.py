@@ -41,10 +41,13 @@ class Database:
     Whoever else starts just then waits, or finds it done.
     """
 
-    def __init__(self, url: str) -> None:
-        """Raises OperatorError, without quoting a password, for a URL that names no database of ours."""
+    def __init__(self, url: str, *, command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> None:
+        """command_timeout_seconds: of a statement; more for those that read all there is.
+
+        Raises OperatorError, without quoting a password, for a URL that names no database of ours.
+        """
         self.url = parse_database_url(url)
-        self._engine = _engine(self.url)
+        self._engine = _engine(self.url, command_timeout_seconds)
         self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._prepared = False
         self._preparing = asyncio.Lock()
@@ -133,14 +136,14 @@ def parse_database_url(url: str) -> URL:
     return parsed.set(drivername=driver)
 
 
-def _engine(url: URL) -> AsyncEngine:
+def _engine(url: URL, command_timeout_seconds: float) -> AsyncEngine:
     common: dict[str, Any] = {"pool_timeout": POOL_TIMEOUT_SECONDS, "hide_parameters": True}
     try:
         if url.get_backend_name() == "sqlite":
-            engine = create_async_engine(url, connect_args={"timeout": COMMAND_TIMEOUT_SECONDS}, **common)
+            engine = create_async_engine(url, connect_args={"timeout": command_timeout_seconds}, **common)
             event.listen(engine.sync_engine, "connect", _begin_with_foreign_keys)
             return engine
-        timeouts = {"timeout": CONNECT_TIMEOUT_SECONDS, "command_timeout": COMMAND_TIMEOUT_SECONDS}
+        timeouts = {"timeout": CONNECT_TIMEOUT_SECONDS, "command_timeout": command_timeout_seconds}
         return create_async_engine(url, connect_args=timeouts, pool_pre_ping=True, **common)
     except (ModuleNotFoundError, NoSuchModuleError) as exc:
         raise OperatorError("PostgreSQL needs its driver: install visiongate[postgresql].") from exc

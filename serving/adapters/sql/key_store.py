@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 from pydantic import SecretStr
 
+from serving.adapters.background import do_every
 from serving.adapters.fresh_cache import Answer, FreshCache
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.key_tables import key_opened_by, records_of
@@ -32,8 +32,6 @@ MAX_CACHED_KEYS = 10_000
 MAX_LOOK_UPS = 1_000
 LOOK_UP_TIMEOUT_SECONDS = 2.0
 LAST_WRITE_SECONDS = 2.0
-
-log = logging.getLogger(__name__)
 
 
 class SqlKeyStore:
@@ -88,7 +86,7 @@ class SqlKeyStore:
     async def run(self) -> None:
         """Look for changes and write down uses, until cancelled."""
         await asyncio.gather(
-            _do_every(LOOK_SECONDS, self._watch.look), _do_every(WRITE_SECONDS, self._uses.write_down)
+            do_every(LOOK_SECONDS, self._watch.look), do_every(WRITE_SECONDS, self._uses.write_down)
         )
 
     async def close(self) -> None:
@@ -105,15 +103,3 @@ class SqlKeyStore:
             rows = await session.execute(key_opened_by(prefix))
             record = next(iter(records_of(rows)), None)
         return Answer(record, asked_at)
-
-
-async def _do_every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
-    """For ever: whatever it fails with, the safety net must not be gone for good."""
-    while True:
-        try:
-            await do()
-        except BackendUnavailable:
-            pass  # the database has said why
-        except Exception:
-            log.exception("keys could not be looked after")
-        await asyncio.sleep(seconds)

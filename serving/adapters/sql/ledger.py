@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any, Literal
 
-from sqlalchemy import Table, func, literal, select, union_all
+from sqlalchemy import func, literal, select, union_all
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.invoicing import read_invoice
 from serving.adapters.sql.ledger_tables import DAILY, EVENTS, HOURLY, SUMS
+from serving.adapters.sql.roll_ups import RollUps
 from serving.adapters.sql.usage_sums import read_usage
 from serving.domain.month import Month
 from serving.domain.tenant import Tier
 from serving.domain.usage import Invoice, UsageEvent, UsageQuery, UsageTotals
 
 IDS_IN_A_QUERY = 1000
+
+_FIELDS = tuple(field.name for field in fields(UsageEvent))
 
 Recorded = Literal["new", "redelivered", "duplicate"]
 """What an entry of the stream was to the ledger.
@@ -49,7 +51,7 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class LedgerCounts:
-    """Of all events, and of what they were rolled up to, as of one moment: the same, or something is wrong."""
+    """Of all events and of their roll-ups, as of one moment: the same, or something is wrong."""
 
     events: Sums
     hourly: Sums
@@ -66,9 +68,9 @@ class SqlLedger:
         """tiers: read at each invoice, for the subscriptions of keys that were not used."""
         self._database = database
         self._tiers = tiers
-        dialect = sqlite if database.url.get_backend_name() == "sqlite" else postgresql
-        self._add_events = dialect.insert(EVENTS).on_conflict_do_nothing().returning(EVENTS.c.request_id)
-        self._add_sums = [(table, _adding_to(table, dialect.insert(table))) for table in (HOURLY, DAILY)]
+        insert = sqlite.insert if database.url.get_backend_name() == "sqlite" else postgresql.insert
+        self._add_events = insert(EVENTS).on_conflict_do_nothing().returning(EVENTS.c.request_id)
+        self._roll_ups = RollUps(insert)
 
     async def usage(self, query: UsageQuery) -> Sequence[UsageTotals]:
         async with self._database.reading() as session:
@@ -85,19 +87,29 @@ class SqlLedger:
     async def record(self, entries: Sequence[LedgerEntry]) -> Sequence[Recorded]:
         """Take in the events that are new, with their sums: all of them or, after an error, none.
 
-        What each entry was, in the order given; of one event's in one batch, the first comes first.
+        What each entry was, in the order given: of an event that comes twice, the first is new.
         """
         firsts: dict[str, LedgerEntry] = {}
         for entry in entries:
             firsts.setdefault(entry.event.request_id, entry)
         if not firsts:
             return []
+        rows = [_row(firsts[event_id]) for event_id in sorted(firsts)]
         async with self._database.writing() as session:
-            rows = [_row(firsts[event_id]) for event_id in sorted(firsts)]
             new = set(await session.scalars(self._add_events, rows))
-            await self._roll_up(session, [firsts[event_id].event for event_id in new])
-            known = await _stream_entries(session, firsts.keys() - new)
-        return [_recorded(entry, firsts, known) for entry in entries]
+            await self._roll_ups.add(session, (firsts[event_id].event for event_id in new))
+            came_by = await _stream_entries(session, firsts.keys() - new)
+        came_by |= {event_id: firsts[event_id].stream_entry for event_id in new}
+        verdicts: list[Recorded] = []
+        for entry in entries:
+            event_id = entry.event.request_id
+            if event_id in new:
+                new.remove(event_id)
+                verdicts.append("new")
+            else:
+                is_known = entry.stream_entry == came_by[event_id]
+                verdicts.append("redelivered" if is_known else "duplicate")
+        return verdicts
 
     async def entry_ids(self, event_ids: Iterable[str]) -> Mapping[str, str]:
         """By which entry of its stream each event was recorded, of those that were."""
@@ -128,5 +140,16 @@ class SqlLedger:
             rows = await session.execute(union_all(*parts))
             return LedgerCounts(**{name: Sums(*map(int, sums)) for name, *sums in rows})
 
-    async def _roll_up(self, session: AsyncSession, events: Sequence[UsageEvent]) -> None:
-        ...
+
+def _row(entry: LedgerEntry) -> dict[str, Any]:
+    return {"stream_entry": entry.stream_entry, **{name: getattr(entry.event, name) for name in _FIELDS}}
+
+
+async def _stream_entries(session: AsyncSession, event_ids: Iterable[str]) -> dict[str, str]:
+    columns = (EVENTS.c.request_id, EVENTS.c.stream_entry)
+    rest = iter(event_ids)
+    found: dict[str, str] = {}
+    while piece := list(islice(rest, IDS_IN_A_QUERY)):
+        rows = await session.execute(select(*columns).where(columns[0].in_(piece)))
+        found.update((event_id, stream_entry) for event_id, stream_entry in rows)
+    return found

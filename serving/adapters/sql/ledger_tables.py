@@ -20,7 +20,7 @@ NAME = String(255)
 
 
 class UsageEventRow(Table):
-    """A `UsageEvent`. stream_entry: which entry of its key's stream brought it; another one is a duplicate."""
+    """A `UsageEvent`. stream_entry: of its key's stream, the one that brought it; another is a duplicate."""
 
     __tablename__ = "usage_events"
 
@@ -55,7 +55,7 @@ class RollUp:
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index | dict[str, bool], ...]:
-        # On SQLite, rows lie in the order of the primary key, so that a month of everybody's is read in one go.
+        # On SQLite, rows lie in the order of the primary key: a month of everybody's is read in one go.
         return Index(None, "key_id", "begin"), Index(None, "user", "begin"), {"sqlite_with_rowid": False}
 
     begin: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True)

@@ -220,14 +220,18 @@ async def test_a_tier_that_is_left_out_stays_as_it_was_for_the_keys_in_it(
         put(path, table(free=30, gold=500))
         await look_twice(tiers)
 
-    assert rates(tiers) == {"free": 30, "gold": 500, "pro": 100}
+    assert tiers["pro"].rate_limit_per_minute == 100
+    assert tiers.get("pro") == tiers["pro"]
+    assert rates(tiers) == {"free": 30, "gold": 500}  # so no new key gets into it
+    assert ("pro" in tiers, len(tiers)) == (False, 2)
     assert failures(metrics) == 0
     assert ["no pro any more" in record.getMessage() for record in caplog.records] == [True, True]
-    assert rates(LiveTiers(path, metrics=metrics)) == {"free": 30, "gold": 500}  # a restart
+    assert LiveTiers(path, metrics=metrics).get("pro") is None  # after a restart
 
     put(path, table(free=30, pro=70))
     await look_twice(tiers)
-    assert rates(tiers)["pro"] == 70
+    assert rates(tiers) == {"free": 30, "pro": 70}
+    assert tiers["gold"].rate_limit_per_minute == 500
 
 
 async def test_what_a_request_began_with_does_not_change_under_it(path: Path, tiers: LiveTiers) -> None:
@@ -236,6 +240,29 @@ async def test_what_a_request_began_with_does_not_change_under_it(path: Path, ti
     await look_twice(tiers)
 
     assert (begun.rate_limit_per_minute, tiers["free"].rate_limit_per_minute) == (10, 20)
+
+
+async def test_it_goes_on_looking_whatever_goes_wrong(
+    path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    time = Clockwork()
+    tiers = LiveTiers(path, metrics=metrics, wait=time.wait)
+    running = asyncio.create_task(tiers.run())
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR, logger=LOGGER):
+        patch.setattr(asyncio, "to_thread", no_more_threads)
+        await time.tick()
+    assert "can't start new thread" in caplog.text
+
+    put(path, table(free=20))
+    for _ in range(2):
+        await time.tick()
+    assert rates(tiers) == {"free": 20}
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def no_more_threads(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 async def test_it_looks_once_a_second_until_it_is_cancelled(path: Path, metrics: Metrics) -> None:

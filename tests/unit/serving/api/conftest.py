@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.ledger import LedgerEntry, SqlLedger
 from serving.domain.tenant import Tier
+from serving.domain.usage import UsageEvent
 from tests.support.tiers import make_tier
 from tests.support.world import World, encode, running_world
 
@@ -20,6 +24,34 @@ def tier() -> Tier:
 @pytest.fixture
 async def world(tier: Tier) -> AsyncIterator[World]:
     async with running_world(tier) as world:
+        yield world
+
+
+class Bills:
+    """The real ledger on SQLite, and what a consumer would bring it."""
+
+    def __init__(self, ledger: SqlLedger) -> None:
+        self.ledger = ledger
+        self._recorded = 0
+
+    async def record(self, *events: UsageEvent) -> None:
+        entries = [LedgerEntry(event, f"{self._recorded + nth}-0") for nth, event in enumerate(events)]
+        self._recorded += len(entries)
+        assert set(await self.ledger.record(entries)) == {"new"}
+
+
+@pytest.fixture
+async def bills(tier: Tier, tmp_path: Path) -> AsyncIterator[Bills]:
+    database = Database(f"sqlite:///{tmp_path}/ledger.db")
+    try:
+        yield Bills(SqlLedger(database, {tier.name: tier}))
+    finally:
+        await database.close()
+
+
+@pytest.fixture
+async def billing_world(tier: Tier, bills: Bills) -> AsyncIterator[World]:
+    async with running_world(tier, ledger=bills.ledger) as world:
         yield world
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serving.api.problems import LONGEST_SPREAD_SECONDS
 from serving.domain.tenant import Tier
 from tests.support.problems import assert_problem
 from tests.support.tiers import make_tier
@@ -26,7 +27,8 @@ async def test_a_quota_is_for_the_month_and_only_answered_pictures_count(jpeg: b
 
     assert (failed.status_code, answered.status_code) == (422, 200)
     assert_problem(refused, 429, "quota_exceeded")
-    assert 1 <= int(refused.headers["Retry-After"]) <= LONGEST_MONTH_SECONDS
+    assert refused.json()["violated-policies"] == ["month"]
+    assert 1 <= int(refused.headers["Retry-After"]) <= LONGEST_MONTH_SECONDS + LONGEST_SPREAD_SECONDS
     assert [event.pictures for event in world.meter.recent()] == [1]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from serving.domain.api_key import BASE62, ApiKey, KeyHasher, checksum
+from serving.domain.api_key import BASE62, SCANNER_PATTERN, ApiKey, KeyHasher, checksum
 from serving.errors import OperatorError, Unauthenticated
 
 KEY = ApiKey("abcdefghijkl", "0" * 32)
@@ -30,6 +30,35 @@ def test_the_checksum_is_crc32_in_base_62(text: str, crc32: int) -> None:
 
 def test_the_text_has_the_documented_form() -> None:
     assert re.fullmatch(r"pk_[0-9A-Za-z]{12}_[0-9A-Za-z]{38}", ApiKey.generate().reveal())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", ""),
+        ('"Authorization: Bearer ', '"'),
+        ("VISIONGATE_KEY=", "\n"),
+        ("https://ada:", "@gateway/v1"),
+    ],
+)
+def test_secret_scanners_find_a_key_whole_in_any_text(before: str, after: str) -> None:
+    key = KEY.reveal()
+
+    assert re.findall(SCANNER_PATTERN, before + key + after) == [key]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        KEY.reveal()[:-1],
+        KEY.reveal() + "0",
+        "s" + KEY.reveal(),
+        KEY.reveal().replace("_", "-"),
+        f"pk_{KEY.prefix}",  # what is listed and logged is no secret
+    ],
+)
+def test_secret_scanners_find_nothing_shorter_or_longer(text: str) -> None:
+    assert re.findall(SCANNER_PATTERN, text) == []
 
 
 def test_generated_keys_come_back_from_their_text_and_differ() -> None:

@@ -1,4 +1,4 @@
-"""A key's secret moves to a table of its own, to be one of several; users can be disabled; changes are audited."""
+"""A key's secret moves to a table of its own, to be one of several; users can be disabled; an audit table."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -130,11 +132,14 @@ async def test_what_is_published_is_heard_by_everybody_at_once(
 
 
 async def test_nothing_is_confirmed_before_what_was_published_earlier_is_told(server: RedisProcess) -> None:
-    async with listening(server.url) as (listener, publisher):
+    changes = [ChangedKeys("ada", f"key_{number}") for number in range(200)]
+    async with listening(server.url) as (listener, _):
         await listener.until_confirmed(0.0)
-        changes = [ChangedKeys("ada", f"key_{number}") for number in range(200)]
-        for change in changes:
-            assert await publisher.publish(change)
+        with server.client() as client:
+            for change in changes:
+                client.publish(KEY_CHANGES, json.dumps({"user": change.user, "key_id": change.key_id}))
+        # The event loop stands still, as a busy gateway's may; then a ping and all that came are due at once.
+        threading.Event().wait(2 * PING_SECONDS)
 
         told = await listener.until_confirmed(time.monotonic())
 
@@ -192,6 +197,24 @@ async def test_a_frozen_redis_is_known_to_be_dead_within_a_second(tmp_path: Path
     # The answer to a ping of long ago would be worth nothing: another subscription was begun.
     assert PING_SECONDS + PONG_TIMEOUT_SECONDS < 1.0
     assert thawed[0] is None
+
+
+async def test_it_ends_when_it_is_cancelled_at_whatever_step(server: RedisProcess) -> None:
+    """Also where redis-py, within Python 3.11's `wait_for`, takes the cancellation for its own."""
+    async with connected(server.url) as connection:
+        for steps in range(100):
+            listener = Listener()
+            subscription = KeyChangeSubscription(connection, listener, SystemClock())
+            running = asyncio.create_task(subscription.run())
+            if steps >= 50:
+                await listener.until(lambda event: event is None)
+            for _ in range(steps % 50):
+                await asyncio.sleep(0)
+
+            running.cancel()
+            done, _ = await asyncio.wait([running], timeout=5)
+
+            assert done, f"it runs on after {steps} steps"
 
 
 @pytest.mark.parametrize(

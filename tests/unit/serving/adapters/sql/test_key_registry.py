@@ -10,6 +10,10 @@ from serving.adapters.sql.database import Database
 from tests.support.keys import ACTOR, registry_of
 
 
+def everything_in(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.iterdir())
+
+
 async def test_the_files_never_hold_a_secret(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/keys.db")
     registry = registry_of(database, ManualClock())
@@ -17,7 +21,7 @@ async def test_the_files_never_hold_a_secret(tmp_path: Path) -> None:
     rotated = await registry.rotate(issued.record.id, actor=ACTOR, overlap=timedelta(hours=1))
     await registry.revoke(issued.record.id, actor=ACTOR)
 
-    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    kept = everything_in(tmp_path)
     await database.close()
 
     for key in (issued, rotated):

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from serving.adapters.local_accounts import LocalAccounts
+from serving.adapters.memory.clock import ManualClock
+from serving.domain.idempotency import IdempotencyKey
+from serving.domain.inference import RenderedAnswer
+from serving.domain.limits import LimitState
+from serving.domain.tenant import Principal, Tier
+from serving.errors import (
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
+    InvalidRequest,
+    LimitReached,
+    QuotaExceeded,
+    RateLimited,
+    TooManyAtOnce,
+)
+from serving.ports import Reservation
+from tests.support.tiers import make_tier
+from tests.support.usage_events import make_event
+
+KEY = "key_1"
+ANSWER = RenderedAnswer(b"{}", {})
+NOVEMBER = datetime(2026, 11, 30, 23, 59, 50, tzinfo=UTC)
+
+
+class Charged:
+    """Pictures that the shared buckets are to be charged with."""
+
+    def __init__(self) -> None:
+        self.pictures: dict[str, int] = {}
+
+    def add(self, key_id: str, tier: Tier, pictures: int) -> None:
+        assert tier.max_concurrent_requests != 1  # the key's own tier, not a share of it
+        self.pictures[key_id] = self.pictures.get(key_id, 0) + pictures
+
+    def take_back(self, key_id: str, pictures: int) -> None:
+        self.pictures[key_id] -= pictures
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = ManualClock(NOVEMBER)
+        self.gateways = 1
+        self.charged = Charged()
+        self.accounts = LocalAccounts(
+            self.clock,
+            gateways=lambda: self.gateways,
+            admitted_at=self.clock.now,
+            charges=self.charged,
+        )
+        self._number = 0
+
+    async def admit(
+        self,
+        principal: Principal,
+        *,
+        pictures: int = 1,
+        request_id: str | None = None,
+        idempotency: IdempotencyKey | None = None,
+    ) -> Reservation:
+        self._number += 1
+        admitted = await self.accounts.admit(
+            principal,
+            request_id=request_id or f"req_{self._number}",
+            pictures=pictures,
+            lease_seconds=10,
+            idempotency=idempotency,
+        )
+        assert isinstance(admitted, Reservation)
+        return admitted
+
+    async def admitted(self, principal: Principal, *, requests: int = 100, pictures: int = 1) -> int:
+        """Of so many requests that come at once."""
+        count = 0
+        for _ in range(requests):
+            try:
+                await self.admit(principal, pictures=pictures)
+            except LimitReached:
+                continue
+            count += 1
+        return count
+
+    def redis_left(
+        self, *, tokens: int, quota: int | None = None, admitted_at: datetime | None = None
+    ) -> None:
+        """What it said when it admitted the last request before it went."""
+        limits = LimitState(tokens, 0.0, quota, 1.0, None)
+        self.accounts.note(Reservation("req_0", KEY, 1, admitted_at or self.clock.now(), limits))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def principal(
+    *, rate: int = 60, burst: int = 12, quota: int | None = None, at_once: int | None = None
+) -> Principal:
+    tier = replace(make_tier(rate=rate, burst=burst, monthly_quota=quota), max_concurrent_requests=at_once)
+    return Principal(KEY, "ada", tier, None)
+
+
+@pytest.mark.parametrize(
+    ("gateways", "expected"),
+    [(1, 12), (2, 6), (3, 4), (5, 2), (12, 1), (13, 1)],
+)
+async def test_a_gateway_admits_its_share_of_a_burst(world: World, gateways: int, expected: int) -> None:
+    world.gateways = gateways
+    assert await world.admitted(principal()) == expected
+    assert world.charged.pictures == {KEY: expected}
+
+
+async def test_a_gateway_admits_its_share_of_the_rate(world: World) -> None:
+    world.gateways = 4
+    await world.admitted(principal())
+    world.clock.advance(8)  # eight tokens
+    assert await world.admitted(principal()) == 2
+
+
+async def test_it_goes_on_from_the_level_that_redis_left_and_what_has_refilled_since(world: World) -> None:
+    world.redis_left(tokens=3)
+    world.clock.advance(2.5)
+    assert await world.admitted(principal()) == 5
+    world.clock.advance(3)
+    assert await world.admitted(principal()) == 3  # and is not given that level again
+
+
+async def test_what_redis_left_is_never_more_than_a_burst(world: World) -> None:
+    world.redis_left(tokens=3)
+    world.clock.advance(3600)
+    assert await world.admitted(principal()) == 12
+
+
+async def test_after_a_return_it_goes_on_from_what_redis_said_last(world: World) -> None:
+    world.redis_left(tokens=3)
+    assert await world.admitted(principal()) == 3
+    world.redis_left(tokens=7)
+    assert (await world.accounts.limits(principal())).tokens == 7
+    assert await world.admitted(principal()) == 7
+
+
+async def test_the_quota_that_was_left_is_all_there_is(world: World) -> None:
+    caller = principal(quota=100, burst=50)
+    world.redis_left(tokens=50, quota=4)
+    assert await world.admitted(caller) == 4
+    with pytest.raises(QuotaExceeded):
+        await world.admit(caller)
+    assert (await world.accounts.limits(caller)).quota == 0
+
+
+async def test_a_quota_of_last_month_says_nothing_of_this_one(world: World) -> None:
+    caller = principal(quota=100, burst=50)
+    world.redis_left(tokens=50, quota=4, admitted_at=NOVEMBER)
+    world.clock.advance(10)
+    assert world.clock.now() == datetime(2026, 12, 1, tzinfo=UTC)
+    assert await world.admitted(caller) == 50
+
+
+@pytest.mark.parametrize(("gateways", "expected"), [(1, 5), (2, 3), (4, 2), (9, 1)])
+async def test_requests_at_a_time_are_shared_and_rounded_up(
+    world: World, gateways: int, expected: int
+) -> None:
+    world.gateways = gateways
+    caller = principal(burst=1000, at_once=5)
+    assert await world.admitted(caller) == expected
+    with pytest.raises(TooManyAtOnce):
+        await world.admit(caller)
+
+
+async def test_what_is_given_back_is_charged_to_nobody_and_can_be_taken_again(world: World) -> None:
+    caller = principal(at_once=2)
+    first, second = await world.admit(caller, pictures=5), await world.admit(caller, pictures=7)
+    for _ in range(2):
+        was_ours = await world.accounts.give_back(first)
+    assert not was_ours  # the second time
+    assert world.charged.pictures == {KEY: 7}
+    await world.admit(caller, pictures=5)
+    with pytest.raises(RateLimited):
+        await world.admit(caller)
+    assert await world.accounts.give_back(second)
+
+
+async def test_what_is_settled_ends_and_its_unusable_pictures_go_back(world: World) -> None:
+    caller = principal(at_once=2)
+    reservation = await world.admit(caller, pictures=10)
+    world.accounts.settle(make_event(reservation.request_id, pictures=4), reservation, ANSWER)
+    assert world.charged.pictures == {KEY: 4}
+    assert not await world.accounts.give_back(reservation)
+    await world.admit(caller, pictures=8)
+
+
+async def test_what_redis_reserved_is_not_ours_to_give_back_nor_to_charge(world: World) -> None:
+    limits = LimitState(5, 0.0, None, 1.0, None)
+    reservation = Reservation("req_0", KEY, 3, world.clock.now(), limits)
+    assert not await world.accounts.give_back(reservation)
+    world.accounts.settle(make_event("req_0", pictures=1), reservation, ANSWER)
+    assert world.charged.pictures == {}
+    assert await world.admitted(principal()) == 12
+
+
+async def test_a_repeated_request_gets_its_answer_or_has_to_wait_for_it(world: World) -> None:
+    again = IdempotencyKey("again", "a" * 64)
+    caller = principal()
+    reservation = await world.admit(caller, idempotency=again)
+    assert reservation.idempotency == again
+    with pytest.raises(IdempotencyKeyInUse):
+        await world.admit(caller, idempotency=again)
+    with pytest.raises(IdempotencyKeyReused):
+        world.accounts.answered(KEY, replace(again, fingerprint="b" * 64))
+    world.accounts.settle(make_event(reservation.request_id), reservation, ANSWER)
+    assert world.accounts.answered(KEY, again) == replace(ANSWER, replayed=True)
+    assert world.accounts.answered("key_2", again) is None
+    assert world.charged.pictures == {KEY: 1}
+
+
+async def test_a_request_that_fails_leaves_its_key_free(world: World) -> None:
+    again = IdempotencyKey("again", "a" * 64)
+    reservation = await world.admit(principal(), idempotency=again)
+    await world.accounts.give_back(reservation)
+    assert world.accounts.answered(KEY, again) is None
+
+
+async def test_a_refused_request_leaves_its_key_free(world: World) -> None:
+    again = IdempotencyKey("again", "a" * 64)
+    await world.admitted(principal())
+    with pytest.raises(RateLimited):
+        await world.admit(principal(), idempotency=again)
+    assert world.accounts.answered(KEY, again) is None
+
+
+async def test_more_than_a_burst_is_still_no_request(world: World) -> None:
+    with pytest.raises(InvalidRequest):
+        await world.admit(principal(), pictures=13)
+
+
+async def test_lists_that_cost_more_than_a_burst_stay_within_the_share_in_the_long_run(world: World) -> None:
+    world.gateways = 4
+    admitted = 0
+    for _ in range(600):  # ten minutes
+        admitted += await world.admitted(principal(), requests=1, pictures=12) * 12
+        world.clock.advance(1)
+    assert admitted <= 12 + 600 / 4
+    assert admitted > 600 / 4 - 12
+
+
+async def test_what_is_owed_for_a_long_list_is_said(world: World) -> None:
+    world.gateways = 4
+    reservation = await world.admit(principal(), pictures=12)  # 48 tokens of a bucket of 12
+    assert (reservation.limits.tokens, reservation.limits.next_token_seconds) == (0, 40)
+    with pytest.raises(RateLimited) as refused:
+        await world.admit(principal())
+    assert refused.value.retry_after_seconds == 40
+
+
+async def test_a_wall_clock_that_jumps_moves_no_limit(world: World) -> None:
+    world.redis_left(tokens=3)
+    world.clock.set_wall_clock(NOVEMBER + timedelta(days=1))
+    assert await world.admitted(principal()) == 3
