@@ -99,7 +99,7 @@ class LocalStack:
         return None
 
     def issue_key(self) -> str:
-        """A key of the top tier, allowed on every model; a new secret at each run, and the one before ends."""
+        """A key of the top tier, allowed on every model; each run gives it a new secret."""
         return asyncio.run(self._issue_key())
 
     def _start_redis(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -94,7 +93,8 @@ class Accounts:
             last_first.push_async_callback(self._watch.close)
 
     async def _look(self) -> Sequence[Pulse]:
-        _, pulses = await asyncio.gather(self._gateways.beat(), self._pulses.take())
+        await self._gateways.beat()  # before the others: of a Redis that is down, one call is told, and not all
+        pulses = await self._pulses.take()
         self._time.heard(max(pulse.now_microseconds for pulse in pulses))
         return pulses
 

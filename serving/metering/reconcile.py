@@ -69,11 +69,12 @@ class Report:
         if not self.sums_agree:
             sums = (self.counts.events, self.counts.hourly, self.counts.daily)
             events, hourly, daily = (f"{each.requests} events, {each.pictures} pictures" for each in sums)
-            yield f"the ledger has {events}, by the hour {hourly}, by the day {daily}"
+            different = "" if len({events, hourly, daily}) > 1 else ", but not the same sums"
+            yield f"the ledger has {events}, by the hour {hourly}, by the day {daily}{different}"
         for (key_id, month), drift in islice(sorted(self.drifts.items()), NAMED_DRIFTS):
             yield f"{key_id} counts {drift.count} in {month}, and should {drift.count - drift.certain}"
         if len(self.drifts) > NAMED_DRIFTS:
-            yield f"so do {len(self.drifts) - NAMED_DRIFTS} more counts"
+            yield f"so are {len(self.drifts) - NAMED_DRIFTS} more counts off"
 
     def _facts(self) -> Iterator[str]:
         yield f"{self.counts.events.requests} events, {self.backlog.entries} on their way, {self.keys} keys"

@@ -63,6 +63,7 @@ level, used, open = level - pictures * UNITS_PER_TOKEN, used + pictures, open + 
 redis.call('HSET', KEYS[1], 'level', level, 'filled_at', now, 'used:' .. month, used, 'open', open,
     lease, string.format('%.0f %.0f %.0f %s', now, lease_microseconds, pictures, month))
 if KEYS[3] then
+    redis.call('DEL', KEYS[3])
     redis.call('HSET', KEYS[3], 'owner', ARGV[1], 'fingerprint', ARGV[8], 'since', now,
         'microseconds', lease_microseconds)
     redis.call('PEXPIRE', KEYS[3], ARGV[9] / 1000)

@@ -164,9 +164,7 @@ async def test_trouble_refuses_nobody_and_loses_nothing(place: Place, trouble: T
         assert await gateway.back() < A_SECOND
         await traffic.more(30)
     await gateway.handed_over()
-    await place.book.read_all()
-    assert place.book.pictures == traffic.settled
-    assert place.charged() == sum(traffic.settled.values())
+    await all_in_the_book(place, traffic)
     assert sum(traffic.settled.values()) <= traffic.most_pictures()
     assert traffic.refusals > 0
     assert gateway.sample("accounts_fallback") == 0
@@ -184,9 +182,7 @@ async def test_a_restart_is_over_before_most_have_noticed(place: Place) -> None:
         await gateway.back()
         await traffic.more(30)
     await gateway.handed_over()
-    await place.book.read_all()
-    assert place.book.pictures == traffic.settled
-    assert place.charged() == sum(traffic.settled.values())
+    await all_in_the_book(place, traffic)
 
 
 async def test_a_flush_loses_nothing_that_the_ledger_had_not_got(place: Place) -> None:
@@ -202,12 +198,13 @@ async def test_a_flush_loses_nothing_that_the_ledger_had_not_got(place: Place) -
         await traffic.more(30)
     await gateway.handed_over()
     await all_in_the_book(place, traffic)
-    assert place.charged() == sum(traffic.settled.values())
 
 
 async def all_in_the_book(place: Place, traffic: Traffic) -> None:
+    """Each event once, and each charged once; what was appended twice takes its time to be given back."""
+    billed = sum(traffic.settled.values())
     async with asyncio.timeout(20):
-        while place.book.pictures.keys() != traffic.settled.keys():
+        while place.book.pictures.keys() != traffic.settled.keys() or place.charged() != billed:
             await place.book.read_all()
             await asyncio.sleep(0.01)
     assert place.book.pictures == traffic.settled
@@ -239,7 +236,6 @@ async def test_a_failover_that_lost_the_latest_writes_loses_no_event(tmp_path: P
             await traffic.more(30)
         await gateway.handed_over()
         await all_in_the_book(place, traffic)
-        assert place.charged() == sum(traffic.settled.values())
 
 
 def has_all_of(replica: RedisProcess, master: RedisProcess) -> bool:
@@ -273,7 +269,6 @@ async def test_without_the_replica_that_was_asked_for_events_are_journaled_until
         await gateway.back()
         await gateway.handed_over()
         await all_in_the_book(place, traffic)
-    assert place.charged() == sum(traffic.settled.values())
 
 
 async def test_two_gateways_admit_one_bucket_between_them(place: Place) -> None:
@@ -293,7 +288,6 @@ async def test_two_gateways_admit_one_bucket_between_them(place: Place) -> None:
         await gateway.handed_over()
     await all_in_the_book(place, traffic)
     assert sum(traffic.settled.values()) <= traffic.most_pictures()
-    assert place.charged() == sum(traffic.settled.values())
 
 
 async def test_a_gateway_that_starts_without_redis_serves_at_once(place: Place) -> None:
@@ -307,7 +301,6 @@ async def test_a_gateway_that_starts_without_redis_serves_at_once(place: Place) 
     await gateway.back()
     await gateway.handed_over()
     await all_in_the_book(place, traffic)
-    assert place.charged() == sum(traffic.settled.values())
 
 
 async def admit(
