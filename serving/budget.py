@@ -37,9 +37,9 @@ class Budget:
     def held(self) -> int:
         return self._held
 
-    def try_take(self, units: int) -> bool:
+    def try_take(self, units: int, *, priority: int = 1) -> bool:
         """Take at once or not at all; never overtakes someone who waits."""
-        if self._waiting or self._held + units > self._limit:
+        if self._waiting or units > self._limit or not self._fits(units, priority):
             return False
         self._held += units
         return True

@@ -150,7 +150,8 @@ class Lanes:
             await self._refresh_or_note()
             await asyncio.sleep(SOONEST_LOOK_SECONDS)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look_now.wait(), POLL_SECONDS - SOONEST_LOOK_SECONDS)
+                async with asyncio.timeout(POLL_SECONDS - SOONEST_LOOK_SECONDS):
+                    await self._look_now.wait()
 
     async def _refresh_or_note(self) -> None:
         """Whatever it is, the models that are served must not stop being looked after."""

@@ -28,6 +28,7 @@ from serving.api.app import build_app
 from serving.api.body import BodyLimits
 from serving.api.control_auth import ControlAuth
 from serving.api.control_plane import ControlPlane, control_plane_router
+from serving.api.crowd import Crowd
 from serving.api.data_plane import DataPlane, data_plane_router
 from serving.api.probes import Readiness
 from serving.budget import Budget
@@ -123,12 +124,14 @@ def build(settings: Settings, *, alone: bool = False) -> FastAPI:
             for each in (database, keys, accounting, backend, lanes):
                 last_first.push_async_callback(each.close)
 
-    held_bytes = Budget(settings.max_bodies_bytes)
+    crowd = Crowd(settings.max_requests_in_flight, metrics)
+    held_bytes = Budget(settings.max_bodies_bytes, left_to_the_urgent=settings.max_bodies_bytes // 8)
     metrics.held_body_bytes.set_function(lambda: held_bytes.held)
     plane = DataPlane(
         gateway=gateway,
         ledger=ledger,
         clock=clock,
+        crowd=crowd,
         body_limits=BodyLimits(settings.max_body_bytes, settings.body_timeout_seconds),
         held_bytes=held_bytes,
         request_timeout_seconds=settings.request_timeout_seconds,
@@ -155,7 +158,7 @@ def build(settings: Settings, *, alone: bool = False) -> FastAPI:
     return build_app(
         [data_plane_router(plane), control_plane_router(control)],
         metrics=metrics,
-        max_requests_in_flight=settings.max_requests_in_flight,
+        crowd=crowd,
         on_startup=start,
         in_background=run,
         on_shutdown=close,

@@ -93,7 +93,8 @@ class Accounts:
             last_first.push_async_callback(self._watch.close)
 
     async def _look(self) -> Sequence[Pulse]:
-        await self._gateways.beat()  # before the others: of a Redis that is down, one call is told, and not all
+        # One call before the others: a Redis that is down fails one each time, and not as many as there are.
+        await self._gateways.beat()
         pulses = await self._pulses.take()
         self._time.heard(max(pulse.now_microseconds for pulse in pulses))
         return pulses

@@ -23,7 +23,7 @@ from serving.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 4 << 30
-"""Of what this process has written and not handed over: some five million events."""
+"""Of what this process has written and not handed over: some eight million events."""
 APPEND_TIMEOUT_SECONDS = 10.0
 CHUNK_RECORDS = 64
 CHUNK_BYTES = 1 << 20

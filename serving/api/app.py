@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from serving.api.context import context_of
+from serving.api.crowd import Crowd
 from serving.api.middleware import RequestMiddleware
 from serving.api.openapi import DocumentedApp
 from serving.api.problems import problem_response
@@ -34,7 +35,7 @@ def build_app(
     routers: list[APIRouter],
     *,
     metrics: Metrics,
-    max_requests_in_flight: int,
+    crowd: Crowd,
     on_startup: Callable[[], Awaitable[None]],
     in_background: Callable[[], Coroutine[None, None, None]],
     on_shutdown: Callable[[], Awaitable[None]],
@@ -49,6 +50,7 @@ def build_app(
         try:
             await on_startup()
             background = asyncio.create_task(in_background())
+            background.add_done_callback(_report_failure)
             try:
                 yield
             finally:
@@ -69,12 +71,13 @@ def build_app(
         app.include_router(router)
     for foreign in (VisiongateError, RequestValidationError, HTTPException):
         app.add_exception_handler(foreign, _answer_error)
-    app.add_middleware(
-        RequestMiddleware,
-        metrics=metrics,
-        max_requests_in_flight=max_requests_in_flight,
-    )
+    app.add_middleware(RequestMiddleware, metrics=metrics, crowd=crowd)
     return app
+
+
+def _report_failure(background: asyncio.Task[None]) -> None:
+    if not background.cancelled() and (error := background.exception()) is not None:
+        logger.critical("the work beside the requests has ended", exc_info=error)
 
 
 async def _answer_error(request: Request, exc: Exception) -> Response:

@@ -20,7 +20,9 @@ class BodyLimits:
 
 
 @asynccontextmanager
-async def held_body(request: Request, limits: BodyLimits, held_bytes: Budget) -> AsyncIterator[bytes]:
+async def held_body(
+    request: Request, limits: BodyLimits, held_bytes: Budget, *, priority: int = 1
+) -> AsyncIterator[bytes]:
     """The whole body, counted against the replica's budget for as long as the block runs.
 
     Raises PayloadTooLarge while reading (at once where Content-Length admits it), DeadlineExceeded for a
@@ -38,7 +40,7 @@ async def held_body(request: Request, limits: BodyLimits, held_bytes: Budget) ->
                 async for chunk in request.stream():
                     if taken_bytes + len(chunk) > limits.max_bytes:
                         raise PayloadTooLarge(limits.max_bytes)
-                    if not held_bytes.try_take(len(chunk)):
+                    if not held_bytes.try_take(len(chunk), priority=priority):
                         raise Overloaded
                     taken_bytes += len(chunk)
                     chunks.append(chunk)

@@ -49,8 +49,7 @@ class RequestContext:
 
     def failed(self, error: VisiongateError) -> None:
         self.code = error.code
-        if isinstance(error, LimitReached):
-            self.violated_policies = error.violated_policies
+        self.violated_policies = error.violated_policies if isinstance(error, LimitReached) else ()
         if isinstance(error, AccountsUnavailable):
             self._ask_limits = None  # nobody would answer, and the client has waited once already
 

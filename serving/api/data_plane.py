@@ -16,6 +16,7 @@ from serving.api import openapi, schemas
 from serving.api.answers import inference_response, model_description, model_details, rendered
 from serving.api.body import BodyLimits, held_body
 from serving.api.context import RequestContext, context_of
+from serving.api.crowd import Crowd
 from serving.api.probes import Readiness, probe_router
 from serving.api.queries import documented, parsed
 from serving.api.request_forms import read_inference_request
@@ -35,6 +36,7 @@ class DataPlane:
     gateway: Gateway
     ledger: Ledger
     clock: Clock
+    crowd: Crowd
     body_limits: BodyLimits
     held_bytes: Budget
     request_timeout_seconds: float
@@ -169,8 +171,10 @@ async def _infer(plane: DataPlane, request: Request, *, deployment_id: str | Non
     context = context_of(request)
     deadline = context.started + plane.request_timeout_seconds
     principal = await _authenticate(plane, request)
+    priority = principal.tier.priority
+    plane.crowd.refuse_if_full(priority=priority)
     body_begin = context.elapsed_seconds
-    async with held_body(request, plane.body_limits, plane.held_bytes) as body:
+    async with held_body(request, plane.body_limits, plane.held_bytes, priority=priority) as body:
         context.stage_seconds["body"] = context.elapsed_seconds - body_begin
         asked = await read_inference_request(
             request,

@@ -11,10 +11,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.context import RequestContext, attach
+from serving.api.crowd import Crowd
 from serving.api.problems import problem_response
 from serving.api.rate_limit_fields import limit_field, policy_field, wait_seconds
 from serving.domain.tenant import Tier
-from serving.errors import InternalError, Overloaded, VisiongateError
+from serving.errors import InternalError, VisiongateError
 from serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -24,11 +25,10 @@ PROBES = frozenset({"/healthz", "/readyz"})
 
 
 class RequestMiddleware:
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_requests_in_flight: int) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, crowd: Crowd) -> None:
         self._app = app
         self._metrics = metrics
-        self._max_requests_in_flight = max_requests_in_flight
-        self._in_flight = 0
+        self._crowd = crowd
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,18 +36,16 @@ class RequestMiddleware:
             return
         context = attach(scope)
         answer = _Answer(context, send)
-        self._in_flight += 1
-        self._metrics.requests_in_flight.set(self._in_flight)
         try:
-            await self._answer(scope, receive, answer)
+            with self._crowd.joined():
+                await self._answer(scope, receive, answer)
         finally:
-            self._in_flight -= 1
-            self._metrics.requests_in_flight.set(self._in_flight)
             self._record(scope, context, answer.status)
 
     async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         try:
-            self._refuse_a_crowd(scope["path"])
+            if scope["path"] not in PROBES:  # which get through: a busy replica is not a dead one
+                self._crowd.refuse_if_full()
             await self._app(scope, receive, answer.send)
         except (ClientDisconnect, asyncio.CancelledError) as exc:
             answer.context.code = "client_left"
@@ -62,11 +60,6 @@ class RequestMiddleware:
                 raise  # half an answer is out: closing the connection is all that is left
             response = problem_response(error, request_id=answer.context.request_id, instance=scope["path"])
             await response(scope, receive, answer.send)
-
-    def _refuse_a_crowd(self, path: str) -> None:
-        # Probes get through: a busy replica is not a dead one.
-        if self._in_flight > self._max_requests_in_flight and path not in PROBES:
-            raise Overloaded
 
     def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
         route = _route_template(scope)
@@ -107,12 +100,12 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self.context.request_id
             if self.context.principal is not None:
                 await self._add_rate_limits(headers, self.context.principal.tier)
             headers["Server-Timing"] = self.context.server_timing()
+            self.status = message["status"]
         await self._send(message)
 
     async def _add_rate_limits(self, headers: MutableHeaders, tier: Tier) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from functools import lru_cache
 
 from serving.api.structured_fields import LARGEST_INTEGER, serialised_list
 from serving.domain.limits import LimitState
@@ -29,7 +30,7 @@ _IN_PICTURES: dict[str, int | str] = {"visiongate-qu": "pictures"}
 
 def policy_field(tier: Tier, now: datetime) -> str:
     """`RateLimit-Policy` of a key in this tier; it stays the same for a month."""
-    return serialised_list(_policies(tier, Month.of(now)))
+    return _policy_field(tier, Month.of(now))
 
 
 def limit_field(state: LimitState) -> str:
@@ -41,6 +42,11 @@ def wait_seconds(state: LimitState, policies: Iterable[str]) -> int:
     """The longest `t` of these policies: `Retry-After` must not say less (section 6)."""
     waits = {name: parameters.get("t", 0) for name, parameters in _limits(state)}
     return max((int(waits.get(name, 0)) for name in policies), default=0)
+
+
+@lru_cache(maxsize=256)  # more than anybody has tiers: each is written once a month
+def _policy_field(tier: Tier, month: Month) -> str:
+    return serialised_list(_policies(tier, month))
 
 
 def _policies(tier: Tier, month: Month) -> Iterator[_Member]:

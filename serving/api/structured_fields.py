@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 LARGEST_INTEGER = 999_999_999_999_999
 
@@ -40,6 +41,7 @@ def _parameters(parameters: Mapping[str, int | str]) -> str:
     return "".join(f";{_key(key)}={_bare_item(value)}" for key, value in parameters.items())
 
 
+@lru_cache(maxsize=64)  # of a few fields, on every answer
 def _key(key: str) -> str:
     if _KEY.fullmatch(key) is None:
         raise ValueError(f"{key!r} is no key of a parameter")
@@ -54,6 +56,7 @@ def _bare_item(value: int | str) -> str:
     return str(value)
 
 
+@lru_cache(maxsize=64)
 def _string(text: str) -> str:
     if _CHARACTERS.fullmatch(text) is None:
         raise ValueError(f"{text!r} is not printable ASCII")

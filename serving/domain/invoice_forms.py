@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from serving.domain.money import as_text
@@ -86,4 +86,4 @@ def _harmless(name: str) -> str:
 
 
 def _moment(when: datetime) -> str:
-    return when.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return f"{when.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

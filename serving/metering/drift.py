@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
@@ -61,6 +61,15 @@ class Drift:
     def is_exact(self) -> bool:
         return self.low == self.high
 
+    @property
+    def is_in_doubt(self) -> bool:
+        return not (self.low == self.high == 0)
+
+    def narrowed(self, earlier: Drift) -> Drift:
+        """By what an earlier look said of it. Where the two exclude each other, only this one counts."""
+        low, high = max(self.low, earlier.low), min(self.high, earlier.high)
+        return self if low > high else replace(self, low=low, high=high)
+
 
 @dataclass(frozen=True, slots=True)
 class Sight:
@@ -68,6 +77,11 @@ class Sight:
 
     drifts: Mapping[KeyMonth, Drift]
     epochs: Mapping[int, str | None]
+
+    def narrowed(self, earlier: Mapping[KeyMonth, Drift]) -> Sight:
+        """To what was in doubt before, as far as it still may be."""
+        both = {of: self.drifts[of].narrowed(before) for of, before in earlier.items()}
+        return Sight(both, self.epochs)
 
 
 class DriftFinder:

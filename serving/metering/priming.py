@@ -55,7 +55,7 @@ class Priming:
         key_ids = {each for each in await self._drifts.all_keys(months) if partition_of(each) in locks}
         for _ in range(self._recount.looks):
             sight = await self._drifts.look(key_ids, months)
-            if not any(drift.certain or not drift.is_exact for drift in sight.drifts.values()):
+            if not any(drift.is_in_doubt for drift in sight.drifts.values()):
                 break
             lost = [partition for partition, lock in locks.items() if not await apply(lock, sight, partition)]
             for partition in lost:

@@ -40,11 +40,11 @@ class Recount:
         months = await self.counters.months()
         sight = await self.drifts.look(key_ids, months)
         for _ in range(self.looks - 1):
-            in_doubt = {of[0] for of, drift in sight.drifts.items() if drift.certain or not drift.is_exact}
-            if not in_doubt:
+            earlier = {of: drift for of, drift in sight.drifts.items() if drift.is_in_doubt}
+            if not earlier:
                 break
             await self.sleep(LOOK_PAUSE_SECONDS)
-            sight = await self.drifts.look(in_doubt, months)
+            sight = (await self.drifts.look({key_id for key_id, _ in earlier}, months)).narrowed(earlier)
         return Sight({of: drift for of, drift in sight.drifts.items() if drift.certain}, sight.epochs)
 
     async def correct(self, key_ids: Collection[str]) -> int:

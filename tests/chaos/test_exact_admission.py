@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -16,10 +18,16 @@ from tests.support.site import REQUEST_TIMEOUT_SECONDS, Site, seconds_until
 CLIENTS = 200
 
 
-def new_callers(site: Site, tier: str, books: Books, *, pictures: int = 1) -> list[Caller]:
-    """Of one new key."""
+@contextmanager
+def calling(site: Site, tier: str, books: Books, *, pictures: int = 1) -> Iterator[list[Caller]]:
+    """All with one new key."""
     api_key, picture = site.issue_key(tier).api_key, fixed_box.picture()
-    return [Caller(api_key, fixed_box.NAME, picture, books, pictures=pictures) for _ in range(CLIENTS)]
+    callers = [Caller(api_key, fixed_box.NAME, picture, books, pictures=pictures) for _ in range(CLIENTS)]
+    try:
+        yield callers
+    finally:
+        for caller in callers:
+            caller.close()
 
 
 def gateways_in_turn(site: Site) -> list[GatewayProcess]:
@@ -43,9 +51,8 @@ def gateways_in_turn(site: Site) -> list[GatewayProcess]:
 async def test_four_gateways_let_through_what_one_would(
     site: Site, tier: str, pictures: int, admitted: int, refused_as: str | None
 ) -> None:
-    callers = new_callers(site, tier, Books(), pictures=pictures)
-
-    answers = await ask_together(list(zip(callers, gateways_in_turn(site), strict=True)))
+    with calling(site, tier, Books(), pictures=pictures) as callers:
+        answers = await ask_together(list(zip(callers, gateways_in_turn(site), strict=True)))
 
     expected = Counter({(200, "ok"): admitted, (429, refused_as): CLIENTS - admitted})
     assert Counter((answer.status, answer.code) for answer in answers) == +expected
@@ -55,23 +62,24 @@ async def test_no_more_requests_are_under_way_at_once_than_the_tier_allows(
     site: Site, triton_processes: list[psutil.Process]
 ) -> None:
     """Triton stands still while all ask, so whoever is admitted stays so until all others were refused."""
-    most = 5
-    books, targets = Books(), gateways_in_turn(site)
-    callers = new_callers(site, "five-at-once", books)
+    most, books = 5, Books()
 
     def all_others_are_refused() -> bool:
         return books.statuses() == {429: CLIENTS - most}
 
-    for process in triton_processes:
-        process.suspend()
-    try:
-        asking = asyncio.create_task(ask_together(list(zip(callers, targets, strict=True))))
-        await seconds_until(all_others_are_refused, "refused", within_seconds=REQUEST_TIMEOUT_SECONDS)
-    finally:
+    with calling(site, "five-at-once", books) as callers:
         for process in triton_processes:
-            process.resume()
-    answers = await asking
+            process.suspend()
+        try:
+            asking = asyncio.create_task(
+                ask_together(list(zip(callers, gateways_in_turn(site), strict=True)))
+            )
+            await seconds_until(all_others_are_refused, "refused", within_seconds=REQUEST_TIMEOUT_SECONDS)
+        finally:
+            for process in triton_processes:
+                process.resume()
+        answers = await asking
+        again = await asyncio.gather(*(caller.ask(site.gateways[0]) for caller in callers[:most]))
 
     assert Counter(answer.status for answer in answers) == {200: most, 429: CLIENTS - most}
-    again = await asyncio.gather(*(caller.ask(site.gateways[0]) for caller in callers[:most]))
     assert [each.is_answered for each in again if each is not None] == [True] * most  # places are free again

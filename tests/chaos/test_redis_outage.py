@@ -52,6 +52,7 @@ async def test_an_outage_of_redis_is_no_outage_and_no_free_ride(site: Site) -> N
         clients=CLIENTS,
         seed=SEED,
         pause_seconds=PAUSE_SECONDS,
+        idempotent=False,
     )
     outages = []
     async with load:

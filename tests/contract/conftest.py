@@ -7,9 +7,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 
 from serving.adapters.memory.clock import ManualClock
+from serving.adapters.sql.base import Table
+from serving.adapters.sql.database import Database
+from serving.adapters.sql.ledger import SqlLedger
 from tests.support.account_forms import Accounts, NewAccounts, in_memory, on_redis
+from tests.support.keys import TIERS
 from tests.support.postgresql import PostgresqlServer, running_postgresql
 from tests.support.redis import KINDS, cluster_client, running_cluster, running_redis
 
@@ -54,3 +59,28 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/keys.db"
     server: PostgresqlServer = request.getfixturevalue("postgresql")
     return server.new_database(f"test_{time.monotonic_ns()}")
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database of each kind, for tests that empty it."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.db"
+    server: PostgresqlServer = request.getfixturevalue("postgresql")
+    return server.new_database("ledger")
+
+
+@pytest.fixture
+async def database(ledger_url: str) -> AsyncIterator[Database]:
+    """With nothing in its tables."""
+    database = Database(ledger_url)
+    async with database.writing() as session:
+        for table in reversed(Table.metadata.sorted_tables):
+            await session.execute(delete(table))
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def ledger(database: Database) -> SqlLedger:
+    return SqlLedger(database, TIERS)

@@ -13,6 +13,12 @@ from serving.adapters.memory.clock import START, ManualClock
 from serving.domain.key_record import MAX_OVERLAP, MAX_SECRETS
 from serving.errors import KeyExpired, OperatorError, UnknownKey
 from tests.support.keys import ACTOR, House, memory_house, sql_house
+from tests.support.postgresql import PostgresqlServer
+
+
+@pytest.fixture(scope="module")
+def postgresql_url(postgresql: PostgresqlServer) -> str:
+    return postgresql.new_database("key_administration")
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
@@ -20,9 +26,8 @@ async def house(request: pytest.FixtureRequest, clock: ManualClock, tmp_path: Pa
     if request.param == "memory":
         yield memory_house(clock)
         return
-    url = f"sqlite:///{tmp_path}/keys.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql").new_database(f"admin_{tmp_path.name.lower()}")
+    is_sqlite = request.param == "sqlite"
+    url = f"sqlite:///{tmp_path}/keys.db" if is_sqlite else request.getfixturevalue("postgresql_url")
     async with sql_house(url, clock) as made:
         yield made
 

@@ -15,6 +15,12 @@ from serving.adapters.sql.key_store import SqlKeyStore
 from serving.domain.api_key import ApiKey
 from serving.errors import InternalError, KeyExpired, KeyRevoked, Unauthenticated
 from tests.support.keys import ACTOR, SERVER_SECRET, TIERS, House, memory_house, registry_of, sql_house
+from tests.support.postgresql import PostgresqlServer
+
+
+@pytest.fixture(scope="module")
+def postgresql_url(postgresql: PostgresqlServer) -> str:
+    return postgresql.new_database("key_store")
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
@@ -22,9 +28,8 @@ async def house(request: pytest.FixtureRequest, clock: ManualClock, tmp_path: Pa
     if request.param == "memory":
         yield memory_house(clock)
         return
-    url = f"sqlite:///{tmp_path}/keys.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql").new_database(f"keys_{tmp_path.name.lower()}")
+    is_sqlite = request.param == "sqlite"
+    url = f"sqlite:///{tmp_path}/keys.db" if is_sqlite else request.getfixturevalue("postgresql_url")
     async with sql_house(url, clock) as made:
         yield made
 

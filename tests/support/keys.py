@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import SecretStr
+from sqlalchemy import delete
 
 from serving.adapters.key_changes import KeyChangePublisher, LocalKeyChanges
 from serving.adapters.memory.keys import InMemoryKeyStore
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.sql.key_store import SqlKeyStore
+from serving.adapters.sql.key_tables import ApiKeyRow, DisabledUserRow, KeyChangeRow, KeySecretRow
 from serving.adapters.tiers import load_tiers
 from serving.domain.key_change import ChangedKeys
 from serving.domain.key_record import IssuedKey
@@ -57,10 +59,13 @@ def memory_house(clock: Clock) -> House:
 
 @asynccontextmanager
 async def sql_house(url: str, clock: Clock) -> AsyncIterator[House]:
-    """Nothing is published: what holds here holds without Redis."""
+    """Without any key, whatever the last test left. Nothing is published: what holds, holds without Redis."""
     async with AsyncExitStack() as stack:
         database = Database(url)
         stack.push_async_callback(database.close)
+        async with database.writing() as session:
+            for table in (KeySecretRow, ApiKeyRow, DisabledUserRow, KeyChangeRow):
+                await session.execute(delete(table))
 
         def another_store() -> SqlKeyStore:
             store = store_of(database, clock)

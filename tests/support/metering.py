@@ -15,6 +15,10 @@ from serving.domain.usage import UsageEvent
 from serving.metrics import Metrics
 
 TIMEOUT_SECONDS = 5.0
+APPEND = """
+    redis.call('HINCRBY', KEYS[2], ARGV[1], ARGV[2])
+    return redis.call('XADD', KEYS[1], '*', 'e', ARGV[3])
+"""
 
 
 def connect(url: SecretStr) -> RedisConnection:
@@ -22,13 +26,14 @@ def connect(url: SecretStr) -> RedisConnection:
 
 
 async def append(connection: RedisConnection, *events: UsageEvent) -> list[str]:
-    """Each charged, and an entry of its partition's stream; the ids of the entries."""
+    """Each charged, and an entry of its partition's stream, in one step; the ids of the entries."""
     redis: Any = connection.redis  # whose types know text answers only
     ids = []
     for event in events:
         stream = keyspace.usage_stream(keyspace.partition_of(event.key_id))
-        ids.append((await redis.xadd(stream, {"e": usage_codec.encode(event)})).decode())
-        await charge(connection, event.key_id, event.month, event.pictures)
+        what = (keyspace.used_field(event.month), event.pictures, usage_codec.encode(event))
+        entry_id = await redis.eval(APPEND, 2, stream, keyspace.account(event.key_id), *what)
+        ids.append(entry_id.decode())
     return ids
 
 

@@ -23,6 +23,7 @@ from tests.support.programs import Program
 from tests.support.stack import COMMAND, ROOT
 
 REQUEST_TIMEOUT_SECONDS = 5
+REDIS_TIMEOUT_SECONDS = 0.5  # machines that run tests are busy ones
 COMMAND_TIMEOUT_SECONDS = 60
 POLL_SECONDS = 0.02
 ADMIN_TOKEN = "the admin of tests"
@@ -71,6 +72,7 @@ class Site:
             "ADMIN_TOKEN": ADMIN_TOKEN,
             "GATEWAY_REPLICAS": str(len(accounts)),
             "REQUEST_TIMEOUT_SECONDS": str(REQUEST_TIMEOUT_SECONDS),
+            "REDIS_TIMEOUT_SECONDS": str(REDIS_TIMEOUT_SECONDS),
         }
         self.environment = {
             **inherited,

@@ -6,7 +6,12 @@ from serving.domain.tenant import Tier
 
 
 def make_tier(
-    *, rate: int = 6000, burst: int = 100, monthly_quota: int | None = None, max_pictures: int = 4
+    *,
+    rate: int = 6000,
+    burst: int = 100,
+    monthly_quota: int | None = None,
+    max_pictures: int = 4,
+    priority: int = 1,
 ) -> Tier:
     return Tier(
         name="test",
@@ -15,4 +20,5 @@ def make_tier(
         monthly_quota=monthly_quota,
         max_pictures_per_request=max_pictures,
         gpu=False,
+        priority=priority,
     )

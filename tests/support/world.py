@@ -29,6 +29,7 @@ from serving.api.app import build_app
 from serving.api.body import BodyLimits
 from serving.api.control_auth import ControlAuth
 from serving.api.control_plane import ControlPlane, control_plane_router
+from serving.api.crowd import Crowd
 from serving.api.data_plane import DataPlane, data_plane_router
 from serving.api.probes import Readiness
 from serving.budget import Budget
@@ -158,10 +159,12 @@ async def running_world(
             return Readiness(await lanes.ready(), tuple(degraded))
 
         ledger = ledger or SqlLedger(Database("sqlite:////dev/null/ledger.db"), {})
+        crowd = Crowd(MAX_REQUESTS, metrics)
         plane = DataPlane(
             gateway=gateway,
             ledger=ledger,
             clock=clock,
+            crowd=crowd,
             body_limits=BodyLimits(MAX_BODY_BYTES, timeout_seconds=5),
             held_bytes=held_bytes,
             request_timeout_seconds=request_timeout_seconds,
@@ -184,7 +187,7 @@ async def running_world(
         app = build_app(
             [data_plane_router(plane), control_plane_router(control)],
             metrics=metrics,
-            max_requests_in_flight=MAX_REQUESTS,
+            crowd=crowd,
             on_startup=lanes.start,
             in_background=lanes.run,
             on_shutdown=close,

@@ -18,7 +18,7 @@ from serving.domain.key_change import ChangedKeys
 from serving.ports import Clock
 
 LOOK_SECONDS = 0.5
-LOOK_TIMEOUT_SECONDS = 2.0
+LOOK_TIMEOUT_SECONDS = 1.0
 MOST_CHANGES = 1_000
 """Read at a time; were there more, everything is forgotten instead."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -32,6 +33,8 @@ GATEWAYS = 4
 PROMISED_SECONDS = 1.0
 PATIENCE_SECONDS = 30.0
 PROJECT = Path(__file__).parents[3]
+
+log = logging.getLogger(__name__)
 
 Change = Callable[[KeyRegistry, IssuedKey], Coroutine[None, None, object]]
 
@@ -188,16 +191,14 @@ async def rotate_it_at_once(registry: KeyRegistry, key: IssuedKey) -> object:
     return await registry.rotate(key.record.id, actor=ACTOR, overlap=timedelta())
 
 
-@pytest.fixture
-def report(record_property: Callable[[str, object], None]) -> Callable[[str, list[float]], None]:
-    def note(what: str, delays: list[float]) -> None:
-        record_property(what, [round(delay * 1000, 1) for delay in delays])
-
-    return note
+def report(what: str, delays_seconds: list[float]) -> None:
+    """Seen with `--log-cli-level INFO`."""
+    log.info("%s: %s ms", what, [round(delay * 1000, 1) for delay in delays_seconds])
 
 
 async def test_every_gateway_stops_within_a_second_of_every_kind_of_change(
-    database_url: str, redis_server: RedisProcess, report: Callable[[str, list[float]], None]
+    database_url: str,
+    redis_server: RedisProcess,
 ) -> None:
     async with (
         running_gateways(database_url, redis_server) as gateways,
@@ -211,19 +212,19 @@ async def test_every_gateway_stops_within_a_second_of_every_kind_of_change(
         ):
             key = await watched_key(gateways, published)
             delays = await delays_until_it_stops(gateways, published, key, change, code=code)
-            report(f"{change.__name__}_milliseconds", delays)
+            report(change.__name__, delays)
             assert max(delays) < PROMISED_SECONDS
         await published.set_user_enabled("ada", enabled=True, actor=ACTOR)
 
         key = await watched_key(gateways, published)
         delays = await delays_until_it_stops(gateways, unpublished, key, revoke, code="key_revoked")
-        report("lost_message_milliseconds", delays)
+        report("lost_message", delays)
         assert max(delays) < PROMISED_SECONDS
 
         key = await watched_key(gateways, published)
         redis_server.kill()
         delays = await delays_until_it_stops(gateways, published, key, revoke, code="key_revoked")
-        report("redis_killed_milliseconds", delays)
+        report("redis_killed", delays)
         assert max(delays) < PROMISED_SECONDS
 
 
@@ -231,7 +232,6 @@ async def test_gateways_cut_off_from_the_database_hear_of_a_revocation_all_the_s
     postgresql: PostgresqlServer,
     redis_server: RedisProcess,
     relay_folder: Path,
-    report: Callable[[str, list[float]], None],
 ) -> None:
     """And the keys that they know work on until then."""
     direct = postgresql.new_database(f"partition_{time.monotonic_ns()}")
@@ -245,19 +245,19 @@ async def test_gateways_cut_off_from_the_database_hear_of_a_revocation_all_the_s
         revoked, kept = [await watched_key(gateways, registry) for _ in range(2)]
         relay.cut()
         words = [asyncio.create_task(gateway.next()) for gateway in gateways]
-        assert not (await asyncio.wait(words, timeout=2 * PROMISED_SECONDS))[0]
+        assert not (await asyncio.wait(words, timeout=1.5 * PROMISED_SECONDS))[0]
 
         began = time.monotonic()
         await registry.revoke(revoked.record.id, actor=ACTOR)
         last_words = await asyncio.gather(*words)
         delays = [each.at - began for each in last_words]
-        report("partitioned_milliseconds", delays)
+        report("partitioned", delays)
 
         assert {(each.prefix, each.said) for each in last_words} == {
             (revoked.api_key.prefix, "backend_unavailable")
         }
         assert 0 < min(delays) <= max(delays) < PROMISED_SECONDS
         words = [asyncio.create_task(gateway.next()) for gateway in gateways]
-        assert not (await asyncio.wait(words, timeout=PROMISED_SECONDS))[0], f"{kept.record.id} stopped"
+        assert not (await asyncio.wait(words, timeout=0.5 * PROMISED_SECONDS))[0], f"{kept.record.id} stopped"
         for word in words:
             word.cancel()

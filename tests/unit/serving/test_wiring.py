@@ -37,6 +37,8 @@ async def test_the_end_closes_everything_even_if_one_does_not(
         run_directory=tmp_path,
         database_url=f"sqlite:///{tmp_path / 'keys.db'}",
         key_hash_secret=SecretStr("a secret that only tests use, long enough"),
+        admin_token=SecretStr("a token that only tests use"),
+        redis_url=SecretStr(f"unix://{tmp_path}/nobody-listens"),  # so it serves in fallback from the start
         model_repository=tmp_path / "models",
     )
     app = wiring.build(settings)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from typing import get_args
 
 import pytest
+from sqlalchemy import delete
 
 from serving.adapters.redis.client import RedisConnection
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.ledger import SqlLedger
+from serving.adapters.sql.ledger_tables import UsageDailyRow, UsageEventRow, UsageHourlyRow
 from serving.adapters.tiers import load_tiers
 from serving.metering.recount import Recount, recount
 from tests.support.metering import connect
 from tests.support.postgresql import PostgresqlServer, running_postgresql
 from tests.support.redis import Kind, RedisProcess, running_redis
 
-PAIRS = {"redis-6.2": "postgresql", "redis-7": "sqlite"}
+PAIRS: dict[Kind, str] = {"redis-6.2": "postgresql", "redis-7": "sqlite"}
 """Each Redis with a database: both kinds of both are met, without all combinations."""
 
 
@@ -29,12 +28,14 @@ def postgresql() -> Iterator[PostgresqlServer]:
 
 
 @pytest.fixture(scope="session", params=PAIRS)
-def redis_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RedisProcess]:
+def redis_kind(request: pytest.FixtureRequest) -> Kind:
     kind: Kind = request.param
-    assert kind in get_args(Kind)
-    with running_redis(kind, tmp_path_factory.mktemp(kind)) as server:
+    return kind
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    with running_redis(redis_kind, tmp_path_factory.mktemp(redis_kind)) as server:
         yield server
 
 
@@ -47,19 +48,23 @@ async def connection(redis_server: RedisProcess) -> AsyncIterator[RedisConnectio
     await connection.close()
 
 
-@pytest.fixture
-def database_url(redis_server: RedisProcess, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of an empty database."""
-    if PAIRS[request.node.callspec.params["redis_server"]] == "sqlite":
-        return f"sqlite:///{tmp_path}/ledger.db"
+@pytest.fixture(scope="session")
+def database_url(
+    redis_kind: Kind, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    if PAIRS[redis_kind] == "sqlite":
+        return f"sqlite:///{tmp_path_factory.mktemp('database')}/ledger.db"
     server: PostgresqlServer = request.getfixturevalue("postgresql")
-    return server.new_database(f"test_{time.monotonic_ns()}")
+    return server.new_database("metering")
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
+    """With an empty ledger."""
     database = Database(database_url)
-    await database.prepare()
+    async with database.writing() as session:
+        for table in (UsageEventRow, UsageHourlyRow, UsageDailyRow):
+            await session.execute(delete(table))
     yield database
     await database.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ async def record(ledger: SqlLedger, *events: UsageEvent, entry: str = "1-1") -> 
 
 
 async def epochs(connection: RedisConnection) -> list[bytes | None]:
-    redis = connection.redis
+    redis: Any = connection.redis
     return [await redis.get(keyspace.epoch(partition)) for partition in range(keyspace.PARTITIONS)]
 
 

@@ -1,9 +1,8 @@
-"""Whether the books agree, when they do, when they do not, and while everything moves; and what repairs them."""
+"""Whether the books agree: when they do, when they do not, and while everything moves; and the repair."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -46,7 +45,7 @@ def reconciliation(connection: RedisConnection, ledger: SqlLedger, counting: Rec
 @pytest.fixture
 async def billed(
     connection: RedisConnection, ledger: SqlLedger, counting: Recount, month: Month
-) -> AsyncIterator[list[UsageEvent]]:
+) -> list[UsageEvent]:
     """Two hundred events of twenty hours, in the ledger."""
     await Priming(counting).prime()
     events = [
@@ -60,7 +59,7 @@ async def billed(
     ]
     await append(connection, *events)
     await drain(new_consumer(connection, ledger))
-    yield events
+    return events
 
 
 async def tamper(database: Database, statement: str) -> None:
@@ -196,15 +195,14 @@ async def test_an_event_that_is_missing_altogether_shows_in_its_keys_count(
     for table, unit in (("usage_hourly", timedelta(hours=1)), ("usage_daily", timedelta(days=1))):
         begin = month.begin + timedelta(hours=7) // unit * unit
         async with database.writing() as session:
-            rows = await session.execute(
+            await session.execute(
                 text(
-                    f"UPDATE {table} SET requests = requests - 1, pictures = pictures - 2, pixels = pixels - 307200,"
-                    " received_bytes = received_bytes - 40000,"
+                    f"UPDATE {table} SET requests = requests - 1, pictures = pictures - 2,"
+                    " pixels = pixels - 307200, received_bytes = received_bytes - 40000,"
                     " inference_microseconds = inference_microseconds - 5000"
                     " WHERE key_id = 'key_7' AND begin = :begin"
                 ).bindparams(bindparam("begin", begin, UtcDateTime))
             )
-            assert rows.rowcount == 1
 
     report = await reconciliation.run()
 
@@ -227,11 +225,16 @@ async def test_after_a_flush_a_repair_brings_all_counts_back(
     assert [await charged(connection, key_id, month) for key_id in KEYS] == [20, 40] * 5
 
 
-async def test_two_repairs_at_once_repair_once(
-    connection: RedisConnection, reconciliation: Reconciliation, billed: list[UsageEvent], month: Month
+async def test_several_repairs_at_once_repair_once(
+    connection: RedisConnection,
+    reconciliation: Reconciliation,
+    counting: Recount,
+    billed: list[UsageEvent],
+    month: Month,
 ) -> None:
     for key_id in KEYS:
         await charge(connection, key_id, month, 5)
+    counting.sleep = asyncio.sleep  # for they wait for each other
 
     reports = await asyncio.gather(*(reconciliation.run(repair=True) for _ in range(4)))
 
@@ -260,7 +263,7 @@ async def test_under_traffic_nothing_is_reported_that_is_not_there_and_what_is_t
 
     consumer = new_consumer(connection, ledger)
     consuming, appending = asyncio.create_task(consumer.run()), asyncio.create_task(append_events())
-    quiet = [await reconciliation.run() for _ in range(5)]
+    quiet = [await reconciliation.run() for _ in range(3)]
     await charge(connection, KEYS[3], month, 50)
     found = await reconciliation.run()
     repaired = await reconciliation.run(repair=True)
@@ -270,7 +273,7 @@ async def test_under_traffic_nothing_is_reported_that_is_not_there_and_what_is_t
     await consuming
     after = await reconciliation.run()
 
-    assert [report.drifts for report in quiet] == [{}] * 5
+    assert [report.drifts for report in quiet] == [{}] * 3
     assert [key_id for key_id, _ in found.drifts] == [KEYS[3]]
     assert (repaired.agrees, repaired.repaired) == (True, 1)
     assert appended > 0

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from serving.api.app import build_app
+from serving.api.crowd import Crowd
 from serving.metrics import Metrics
 
 
@@ -27,10 +28,11 @@ def app_that(notes: list[str], *, start_fails: bool = False) -> FastAPI:
     async def shutdown() -> None:
         notes.append("shutdown")
 
+    metrics = Metrics(CollectorRegistry())
     return build_app(
         [],
-        metrics=Metrics(CollectorRegistry()),
-        max_requests_in_flight=1,
+        metrics=metrics,
+        crowd=Crowd(1, metrics),
         on_startup=start,
         in_background=background,
         on_shutdown=shutdown,

@@ -103,6 +103,12 @@ async def test_another_request_has_another_fingerprint(change: dict[str, Any]) -
     assert (await named("k", changed)).fingerprint != (await named("k", ASKED)).fingerprint
 
 
+async def test_a_picture_is_not_taken_for_the_word_of_one_that_is_unusable() -> None:
+    said, meant = (b"unusable", b"two"), (PictureUndecodable("two"),)
+    first, second = [await named("k", replace(ASKED, pictures=pictures)) for pictures in (said, meant)]
+    assert first.fingerprint != second.fingerprint
+
+
 async def test_classes_that_differ_in_kind_differ() -> None:
     by_name, by_id = (replace(ASKED, classes=(each,)) for each in ("1", 1))
     assert (await named("k", by_name)).fingerprint != (await named("k", by_id)).fingerprint

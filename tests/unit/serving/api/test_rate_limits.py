@@ -38,7 +38,7 @@ class WatchedAdmission(InMemoryAdmission):
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
         self.asked = 0
-        self.limits_fail = False
+        self.limits_fail: Exception | None = None
         self.admit_fails = False
         self.answer: LimitState | None = None
 
@@ -64,7 +64,7 @@ class WatchedAdmission(InMemoryAdmission):
     async def limits(self, principal: Principal) -> LimitState:
         self.asked += 1
         if self.limits_fail:
-            raise AccountsUnavailable("nobody is there")
+            raise self.limits_fail
         return self.answer or await super().limits(principal)
 
 
@@ -207,7 +207,7 @@ async def test_a_key_that_is_busy_is_told_so(jpeg: bytes) -> None:
 
 
 async def test_what_is_left_may_be_unknown_but_never_the_policy(world: World, jpeg: bytes) -> None:
-    watched(world).limits_fail = True
+    watched(world).limits_fail = AccountsUnavailable("nobody is there")
     listed = await world.client.get("/v1/models", headers=world.bearer())
     answered = await infer(world, world.bearer(), jpeg)
 
@@ -215,6 +215,15 @@ async def test_what_is_left_may_be_unknown_but_never_the_policy(world: World, jp
     assert "RateLimit-Policy" in listed.headers
     assert "RateLimit" not in listed.headers
     assert left(answered)["burst"]["r"] == 2
+
+
+async def test_a_fault_of_ours_in_asking_is_a_fault_of_ours(world: World) -> None:
+    watched(world).limits_fail = ZeroDivisionError()
+    failed = await world.client.get("/v1/models", headers=world.bearer())
+
+    assert_problem(failed, 500, "internal")
+    assert "RateLimit-Policy" in failed.headers
+    assert watched(world).asked == 1
 
 
 async def test_nobody_is_asked_twice_who_did_not_answer_once(world: World, jpeg: bytes) -> None:

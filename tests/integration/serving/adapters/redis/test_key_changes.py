@@ -115,20 +115,19 @@ def url_of_each_kind(
 
 
 @pytest.mark.parametrize("keys", [ONE_KEY, ALL_OF_ADA, ChangedKeys("Äda \n", "key_1")])
-async def test_what_is_published_is_heard_by_everybody_at_once(
+async def test_what_is_published_is_heard_by_everybody(
     url_of_each_kind: SecretStr, keys: ChangedKeys
 ) -> None:
     async with listening(url_of_each_kind) as (one, _), listening(url_of_each_kind) as (other, publisher):
         for listener in (one, other):
             told = await listener.until_confirmed(0.0)
             assert told[0] is None  # what was said before anybody listened is not known
-        began = time.monotonic()
 
         assert await publisher.publish(keys)
 
         for listener in (one, other):
-            assert keys in await listener.until(lambda event: event == keys)
-        assert time.monotonic() - began < 0.5
+            told = await listener.until(lambda event: event == keys)
+            assert None not in told
 
 
 async def test_nothing_is_confirmed_before_what_was_published_earlier_is_told(server: RedisProcess) -> None:
