@@ -1,4 +1,4 @@
-"""`visiongate meter` as a process: it says that it runs, moves events, shows figures, and drains at its end."""
+"""`visiongate meter` as a process: it says that it runs, moves events, shows figures, drains at its end."""
 
 from __future__ import annotations
 
