@@ -30,7 +30,7 @@ def await_models(url: str, ended: Future[None]) -> None:
 def test_a_gateway_that_does_not_start_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(trial, "build", lambda _: lifeless)
+    monkeypatch.setattr(trial, "build", lambda *_, **__: lifeless)
 
     with (
         trial._served(TrialSettings(run_directory=tmp_path)) as (url, ended),
@@ -42,7 +42,7 @@ def test_a_gateway_that_does_not_start_is_not_waited_for(
 
 
 def test_a_gateway_that_cannot_be_built_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(_: object) -> None:
+    def build(_: object, *, alone: bool) -> None:
         raise OperatorError("The tier table is empty.")
 
     monkeypatch.setattr(trial, "build", build)
