@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -154,9 +155,9 @@ class Consumer:
     async def _record(self) -> None:
         entries = [LedgerEntry(entry.event, stream_entry=entry.entry_id) for entry in self._read]
         verdicts = await self._ledger.record(entries)
-        for entry, verdict in zip(self._read, verdicts, strict=True):
-            self._metrics.moved.labels(verdict).inc()
-            self._recorded.append(Handled(entry, verdict))
+        self._recorded += map(Handled, self._read, verdicts)
+        for verdict, count in Counter(verdicts).items():
+            self._metrics.moved.labels(verdict).inc(count)
         self._read = ()
 
     async def _acknowledge(self) -> None:

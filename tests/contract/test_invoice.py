@@ -117,6 +117,7 @@ def paying(request_id: str, when: datetime, micros: int, *, tier: str = "enterpr
     )
 
 
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one by one"])
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
@@ -140,13 +141,12 @@ def paying(request_id: str, when: datetime, micros: int, *, tier: str = "enterpr
         ),
         pytest.param(
             [
-                paying("a", on(3), 7),
-                paying("b", on(20), 7),
-                paying("c", on(20, 1), 9),
-                paying("d", on(20, 2), 7),
+                paying("last", on(20, 21), 7),
+                paying("other", on(20, 20), 9),
+                *(paying(f"at {hour}", on(20, hour), 7) for hour in range(20)),
             ],
             [subscription("key_1", 7)],
-            id="the last one's, though another came between",
+            id="the last one's, though earlier ones at its price came after another",
         ),
         pytest.param(
             [paying("a", on(3), 7), paying("b", on(20), 0, tier="free")], [], id="left for a tier without one"
@@ -159,10 +159,10 @@ def paying(request_id: str, when: datetime, micros: int, *, tier: str = "enterpr
     ],
 )
 async def test_a_used_key_owes_the_subscription_of_its_last_event(
-    ledger: SqlLedger, events: list[UsageEvent], expected: list[InvoiceLine]
+    ledger: SqlLedger, events: list[UsageEvent], expected: list[InvoiceLine], at_once: bool
 ) -> None:
-    for event in events:
-        await ledger.record([entry(event)])
+    for batch in [events] if at_once else [[event] for event in events]:
+        await ledger.record([entry(event) for event in batch])
 
     lines = (await ledger.invoice(NOVEMBER)).lines
 

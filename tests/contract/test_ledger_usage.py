@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, get_args
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, text
 
@@ -97,6 +97,7 @@ def expected_usage(events: Sequence[UsageEvent], query: UsageQuery) -> list[Usag
 @settings(
     max_examples=25,
     deadline=None,
+    phases=[Phase.generate],  # to shrink what fails would take longer than a test may
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # every example empties the tables
 )
 @given(

@@ -20,6 +20,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from serving.adapters.redis.patience import STEPS, patiently
 from serving.adapters.redis.scripts import Script
 from serving.adapters.redis.trouble import translated, unavailable
 from serving.errors import AccountsUnavailable, OperatorError
@@ -113,7 +114,7 @@ class RedisConnection:
             call = _Call(script, keys, args, replicas, if_abandoned)
             self._waiting.append(call)
             self._send_soon()
-            async with asyncio.timeout(self._timeout_seconds):
+            async with patiently(self._timeout_seconds):
                 return await call.reply
 
     def unprimed(self) -> AccountsUnavailable:
@@ -158,7 +159,7 @@ class RedisConnection:
 
     async def _exchange(self, calls: Sequence[_Call]) -> None:
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with patiently(self._timeout_seconds):
                 replies = await self._replies(calls)
                 await self._learn_the_cluster_anew(replies)
         except Exception as exc:  # whatever it is: each caller gets it, and `run` translates it
@@ -248,7 +249,8 @@ def _confirmed(call: _Call, reply: Any, waited: Any) -> Any:
 def _client(url: SecretStr, timeout_seconds: float) -> Redis | RedisCluster:
     scheme, _, rest = url.get_secret_value().partition("://")
     options: dict[str, Any] = {
-        "socket_timeout": timeout_seconds,
+        # Longer than we wait: it would not tell a Redis that is slow from a process that is.
+        "socket_timeout": STEPS * timeout_seconds,
         "socket_connect_timeout": timeout_seconds,
         # Whether to ask again is the fallback's to decide: a script may have run before its reply was lost.
         "retry": Retry(NoBackoff(), 0),

@@ -23,6 +23,7 @@ LOCK_SECONDS = 30.0
 
 LOOK = Script.load("look")
 CORRECT = Script.load("correct", shared=("account",))
+ENTRIES = Script.load("entries")
 PRIME = Script.load("prime")
 UNLOCK = Script.load("unlock")
 
@@ -79,11 +80,10 @@ class RedisCounters:
 
     async def entries(self, partition: int, *, after: StreamId, until: StreamId) -> Sequence[RawEntry]:
         """The next ones, `ENTRIES_IN_A_LOOK` at most; none where there are no more."""
-        begin, end = f"({after[0]}-{after[1]}", f"{until[0]}-{until[1]}"
-        with translated(self._connection.metrics):
-            found: Sequence[RawEntry] = await self._connection.redis.execute_command(
-                "XRANGE", keyspace.usage_stream(partition), begin, end, "COUNT", ENTRIES_IN_A_LOOK
-            )
+        args: list[Argument] = [f"{after[0]}-{after[1]}", f"{until[0]}-{until[1]}", ENTRIES_IN_A_LOOK]
+        found: Sequence[RawEntry] = await self._connection.run(
+            ENTRIES, [keyspace.usage_stream(partition)], args
+        )
         return found
 
     @asynccontextmanager

@@ -16,7 +16,9 @@ LARGEST_INTEGER = 2**63 - 1
 RawEntry = tuple[bytes, Sequence[bytes]]
 """An entry's id; its fields, each followed by its value."""
 
-_TYPES = {each.name: each.type for each in fields(UsageEvent) if each.name != "admitted_at"}
+_INTEGERS = tuple(each.name for each in fields(UsageEvent) if each.type == "int")
+_TEXTS = tuple(each.name for each in fields(UsageEvent) if str(each.type).startswith("str"))
+_MAY_BE_NONE = frozenset(each.name for each in fields(UsageEvent) if str(each.type).endswith("None"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +37,22 @@ def decoded(partition: int, raw: RawEntry) -> StreamEntry:
     if EVENT_FIELD not in values:
         raise ValueError("it has no event")
     event = usage_codec.decode(values[EVENT_FIELD])
-    for name, type_name in _TYPES.items():
-        _check(name, str(type_name), getattr(event, name))
+    _check(event)
     if keyspace.partition_of(event.key_id) != partition:
         raise ValueError("its key belongs to another partition")
     return StreamEntry(partition, entry_id.decode(), event)
 
 
-def _check(name: str, type_name: str, value: object) -> None:
+def _check(event: UsageEvent) -> None:
     # The codec takes any JSON of the right names. A database refuses a whole batch for one value that it
     # cannot hold, and would go on to do so.
-    if type_name == "int":
-        is_fine = type(value) is int and 0 <= value <= LARGEST_INTEGER
-    elif value is None:
-        is_fine = "None" in type_name
-    else:
-        is_fine = isinstance(value, str) and len(value) <= MAX_TEXT_CHARACTERS and "\0" not in value
-    if not is_fine:
-        raise ValueError(f"{name} cannot be {str(value)[:40]!r}")
+    for name in _INTEGERS:
+        value = getattr(event, name)
+        if type(value) is not int or not 0 <= value <= LARGEST_INTEGER:
+            raise ValueError(f"{name} cannot be {str(value)[:40]!r}")
+    for name in _TEXTS:
+        value = getattr(event, name)
+        if value is None and name in _MAY_BE_NONE:
+            continue
+        if type(value) is not str or len(value) > MAX_TEXT_CHARACTERS or "\0" in value:
+            raise ValueError(f"{name} cannot be {str(value)[:40]!r}")

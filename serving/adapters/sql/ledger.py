@@ -85,9 +85,10 @@ class SqlLedger:
             return await read_invoice(session, month, user=user, tiers=self._tiers)
 
     async def record(self, entries: Sequence[LedgerEntry]) -> Sequence[Recorded]:
-        """Take in the events that are new, with their sums: all of them or, after an error, none.
+        """Take in the events that are new, with their sums: all of them or none.
 
-        What each entry was, in the order given: of an event that comes twice, the first is new.
+        What each entry was, in the order given: of an event that comes twice, the first is new. An error may
+        leave open which of both it is, where it hit the commit; recording the same entries again tells.
         """
         firsts: dict[str, LedgerEntry] = {}
         for entry in entries:
@@ -100,16 +101,7 @@ class SqlLedger:
             await self._roll_ups.add(session, (firsts[event_id].event for event_id in new))
             came_by = await _stream_entries(session, firsts.keys() - new)
         came_by |= {event_id: firsts[event_id].stream_entry for event_id in new}
-        verdicts: list[Recorded] = []
-        for entry in entries:
-            event_id = entry.event.request_id
-            if event_id in new:
-                new.remove(event_id)
-                verdicts.append("new")
-            else:
-                is_known = entry.stream_entry == came_by[event_id]
-                verdicts.append("redelivered" if is_known else "duplicate")
-        return verdicts
+        return _verdicts(entries, new, came_by)
 
     async def entry_ids(self, event_ids: Iterable[str]) -> Mapping[str, str]:
         """By which entry of its stream each event was recorded, of those that were."""
@@ -143,6 +135,18 @@ class SqlLedger:
 
 def _row(entry: LedgerEntry) -> dict[str, Any]:
     return {"stream_entry": entry.stream_entry, **{name: getattr(entry.event, name) for name in _FIELDS}}
+
+
+def _verdicts(entries: Iterable[LedgerEntry], new: set[str], came_by: Mapping[str, str]) -> list[Recorded]:
+    verdicts: list[Recorded] = []
+    for entry in entries:
+        event_id = entry.event.request_id
+        if event_id in new:
+            new.remove(event_id)
+            verdicts.append("new")
+        else:
+            verdicts.append("redelivered" if came_by[event_id] == entry.stream_entry else "duplicate")
+    return verdicts
 
 
 async def _stream_entries(session: AsyncSession, event_ids: Iterable[str]) -> dict[str, str]:

@@ -62,7 +62,7 @@ def test_a_months_text_is_read_again(text: str) -> None:
         "2026-11-01",
         " 2026-11",
         "2026-11\n",
-        "٢٠٢٦-١١",
+        "\u0662\u0660\u0662\u0666-\u0661\u0661",
     ],
 )
 def test_other_texts_are_no_month(text: str) -> None:
