@@ -72,12 +72,13 @@ async def captured_admission() -> Call:
     script, keys, arguments = connection.call
     account = keyspace.account(key_id).replace(key_id, RANDOM)
     level, now = str(TIER.burst * UNITS_PER_TOKEN), str(time.time_ns() // 1000)
+    later = str(time.time_ns() // 1000 + 3_600_000_000)
     return Call(
         script.text,
         [key.replace(key_id, RANDOM) for key in keys],
         [str(argument).replace(request_id, RANDOM) for argument in arguments],
-        # As a key has it that is in use: a full bucket, no request under way, looked after just now.
-        needed=[["HSET", account, "level", level, "filled_at", now, "open", "0", "swept_at", now]],
+        # As a key has it that is in use: a full bucket, no request that may have lapsed.
+        needed=[["HSET", account, "level", level, "filled_at", now, "open", "0", "lapses_at", later]],
     )
 
 

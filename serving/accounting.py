@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -22,13 +21,16 @@ from serving.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Accounting:
-    """`start`, then `run` in the background, then `close`. is_degraded: it goes on without Redis."""
+    """`start`, then all of `runs`, by what they look after, in the background, then `close`.
+
+    is_degraded: it goes on without Redis.
+    """
 
     admission: Admission
     meter: UsageMeter
     key_changes: KeyChangePublisher
     start: Callable[[], Awaitable[None]]
-    run: Callable[[], Coroutine[None, None, None]]
+    runs: Mapping[str, Callable[[], Awaitable[None]]]
     close: Callable[[], Awaitable[None]]
     is_degraded: Callable[[], bool]
 
@@ -43,6 +45,7 @@ def shared_accounting(
     accounts = Accounts(
         connection,
         prime=priming(connection, ledger).prime,
+        used_by_ledger=ledger.used,
         journal_folder=settings.run_directory / "journal",
         clock=clock,
         metrics=metrics,
@@ -51,11 +54,6 @@ def shared_accounting(
         replicas_to_wait_for=settings.redis_replicas_to_wait_for,
     )
     subscription = KeyChangeSubscription(connection, listener, clock)
-
-    async def run() -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(accounts.run())
-            group.create_task(subscription.run())
 
     async def close() -> None:
         async with AsyncExitStack() as last_first:
@@ -67,7 +65,7 @@ def shared_accounting(
         accounts.meter,
         RedisKeyChanges(connection),
         accounts.start,
-        run,
+        {"the accounts": accounts.run, "changed keys": subscription.run},
         close,
         is_degraded=lambda: accounts.in_fallback,
     )
@@ -85,7 +83,7 @@ def own_accounting(*, listener: KeyChangeListener, clock: Clock) -> Accounting:
         InMemoryMeter(admission),
         LocalKeyChanges(listener),
         nothing,
-        nothing,
+        {},
         nothing,
         is_degraded=lambda: False,
     )

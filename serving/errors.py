@@ -10,7 +10,7 @@
     │   ├── PayloadTooLarge 413
     │   ├── UnsupportedMediaType 415
     │   ├── InvalidRequest 422 ── PictureUndecodable, PictureTooLarge
-    │   └── IdempotencyKeyReused 422, IdempotencyKeyInUse 409
+    │   └── IdempotencyKeyReused 422, IdempotencyKeyInUse 409, AnswerNotKept 409
     ├── RefusalError              ours to refuse, the caller's to repeat later: 429 and 503
     │   ├── LimitReached 429 ── RateLimited, TooManyAtOnce, QuotaExceeded
     │   └── Overloaded 503, BackendUnavailable 503 ── VersionGone, AccountsUnavailable
@@ -25,6 +25,8 @@ occurrence; `str(error)` is the detail of this one. Details never hold a path, a
 from __future__ import annotations
 
 from typing import ClassVar, Literal
+
+from serving.domain.limits import LimitState
 
 AccountsTrouble = Literal["down", "slow", "read_only", "full", "loading", "failing_over", "unprimed", "other"]
 """Why Redis could not be relied on, as logs and metrics say it."""
@@ -202,6 +204,20 @@ class IdempotencyKeyInUse(RequestError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class AnswerNotKept(RequestError):
+    """Answering it again would bill it again, of which the client has not been asked."""
+
+    code = "answer_not_kept"
+    status = 409
+    title = "Answered before, and not kept"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The request with this Idempotency-Key was answered and billed once; there was no room to keep "
+            "its answer. To have it answered, and billed, again, send another Idempotency-Key."
+        )
+
+
 class RefusalError(VisiongateError):
     def __init__(self, why: str, *, retry_after_seconds: float) -> None:
         super().__init__(why)
@@ -209,11 +225,18 @@ class RefusalError(VisiongateError):
 
 
 class LimitReached(RefusalError):
-    """violated_policies: by the names that the `RateLimit-Policy` field gives them."""
+    """violated_policies: by the names that the `RateLimit-Policy` field gives them.
+
+    limits: what was left when it was refused; None where that is not known.
+    """
 
     status = 429
     type_uri = "https://iana.org/assignments/http-problem-types#quota-exceeded"
     violated_policies: ClassVar[tuple[str, ...]]
+
+    def __init__(self, why: str, *, retry_after_seconds: float, limits: LimitState | None = None) -> None:
+        super().__init__(why, retry_after_seconds=retry_after_seconds)
+        self.limits = limits
 
 
 class RateLimited(LimitReached):
@@ -262,6 +285,11 @@ class AccountsUnavailable(BackendUnavailable):
     def __init__(self, why: str, *, reason: AccountsTrouble = "other") -> None:
         super().__init__(why)
         self.reason = reason
+
+    @property
+    def is_of_one_call(self) -> bool:
+        """Redis is there, and answered that it cannot do this: one key's account may be all that is wrong."""
+        return self.reason == "other"
 
 
 class VersionGone(BackendUnavailable):

@@ -62,6 +62,11 @@ class Metrics:
         self.journal_replayed = Counter(
             "visiongate_journal_replayed_total", "Usage events handed over from journals.", registry=registry
         )
+        self.journal_refused = Counter(
+            "visiongate_journal_refused_total",
+            "Usage events that Redis refuses while it is well; they are set aside as `.refused`.",
+            registry=registry,
+        )
         self.journal_damaged = Counter(
             "visiongate_journal_damaged_lines_total",
             "Lines of journals that cannot be read; the file is set aside as `.damaged`.",

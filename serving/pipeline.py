@@ -18,9 +18,17 @@ from serving.domain.inference import (
 )
 from serving.domain.limits import LimitState
 from serving.domain.money import micros
+from serving.domain.options import PredictionOptions
 from serving.domain.tenant import Principal
 from serving.domain.usage import UsageEvent
-from serving.errors import Forbidden, InvalidRequest, ModelNotFound, RequestError, VersionGone
+from serving.errors import (
+    Forbidden,
+    InvalidRequest,
+    ModelNotFound,
+    RequestError,
+    VersionGone,
+    VisiongateError,
+)
 from serving.lane import Lane
 from serving.lanes import Lanes
 from serving.ports import Admission, Clock, KeyStore, Reservation, UsageMeter
@@ -75,7 +83,10 @@ class Gateway:
         note_limits: told what is left once the request is admitted, however it ends.
         Raises any VisiongateError; a request that raises is not billed, and its tokens are given back.
         """
-        lane = self._choose_lane(principal, request.model)
+        try:
+            lane = self._choose_lane(principal, request.model)
+        except VisiongateError as refusal:
+            return await self._answered_before(principal, request, refusal)
         swaps = 0
         while True:
             try:
@@ -97,15 +108,10 @@ class Gateway:
         note_limits: Callable[[LimitState], None],
     ) -> RenderedAnswer:
         contract, detector = lane.contract, lane.detector
-        options = contract.options(
-            confidence_threshold=request.confidence_threshold,
-            iou_threshold=request.iou_threshold,
-            max_detections=request.max_detections,
-            classes=request.classes,
-        )
-        most = principal.tier.max_pictures_per_request
-        if len(request.pictures) > most:
-            raise InvalidRequest(f"Your tier allows {most} pictures in one request.")
+        try:
+            options = _allowed_options(contract, principal, request)
+        except VisiongateError as refusal:
+            return await self._answered_before(principal, request, refusal)
 
         reservation = await self._admission.admit(
             principal,
@@ -135,6 +141,19 @@ class Gateway:
         await asyncio.shield(self._settle(event, reservation, rendered))
         return rendered
 
+    async def _answered_before(
+        self, principal: Principal, request: InferenceRequest, refusal: VisiongateError
+    ) -> RenderedAnswer:
+        """What cannot be asked now may have been answered, and billed, when it could be.
+
+        Raises the refusal where it was not.
+        """
+        if request.idempotency is not None:
+            answer = await self._admission.answered(principal, request.idempotency)
+            if answer is not None:
+                return answer
+        raise refusal
+
     async def _settle(self, event: UsageEvent, reservation: Reservation, answer: RenderedAnswer) -> None:
         try:
             await self._meter.settle(event, reservation, answer)
@@ -151,13 +170,29 @@ class Gateway:
 
     def _only_model(self, principal: Principal) -> str:
         """Also one that is still being loaded: what a request means must not hang on the moment it comes."""
-        allowed = sorted(principal.models or ())
-        if len(allowed) != 1:
-            allowed = [name for name in self._lanes.all_names() if principal.may_use(name)]
+        if principal.only_model is not None:
+            return principal.only_model
+        allowed = [name for name in self._lanes.all_names() if principal.may_use(name)]
         if len(allowed) != 1:
             raise ModelNotFound(None)
         (only,) = allowed
         return only
+
+
+def _allowed_options(
+    contract: ModelContract, principal: Principal, request: InferenceRequest
+) -> PredictionOptions:
+    """Raises InvalidRequest for what the model cannot be asked, or not on this caller's terms."""
+    options = contract.options(
+        confidence_threshold=request.confidence_threshold,
+        iou_threshold=request.iou_threshold,
+        max_detections=request.max_detections,
+        classes=request.classes,
+    )
+    most = principal.tier.max_pictures_per_request
+    if len(request.pictures) > most:
+        raise InvalidRequest(f"Your tier allows {most} pictures in one request.")
+    return options
 
 
 def _usage_event(

@@ -76,7 +76,14 @@ class Admission(Protocol):
         the idempotency key has been answered before, that answer, and nothing is taken.
 
         Raises RateLimited, TooManyAtOnce, QuotaExceeded; InvalidRequest for more pictures than the burst;
-        IdempotencyKeyReused, IdempotencyKeyInUse; AccountsUnavailable.
+        IdempotencyKeyReused, IdempotencyKeyInUse, AnswerNotKept; AccountsUnavailable.
+        """
+
+    async def answered(self, principal: Principal, idempotency: IdempotencyKey) -> RenderedAnswer | None:
+        """What `admit` would answer this key with, for a request that cannot even be asked any more.
+
+        None where it is free. Takes and claims nothing. Raises IdempotencyKeyReused, IdempotencyKeyInUse,
+        AnswerNotKept; AccountsUnavailable.
         """
 
     async def give_back(self, reservation: Reservation) -> None:
@@ -94,8 +101,9 @@ class UsageMeter(Protocol):
         """Record a billed answer durably, before it leaves, and end its reservation.
 
         What was reserved and not billed (unusable pictures of a list) is given back. The answer is kept for
-        24 hours under the reservation's idempotency key. Settling one `request_id` twice bills it once.
-        Raises AccountsUnavailable where it could not be recorded anywhere.
+        24 hours under the reservation's idempotency key, or, without room for it, that there was one.
+        Settling one `request_id` twice bills it once. Raises AccountsUnavailable where it could not be
+        recorded anywhere.
         """
 
 

@@ -17,6 +17,8 @@ from serving.process import ManagedProcess
 PING_TIMEOUT_SECONDS = 0.5
 PING_INTERVAL_SECONDS = 0.05
 STOP_TIMEOUT_SECONDS = 5.0
+MAX_MEMORY = "1gb"
+"""Before the machine has none left: a process that is killed for its memory cannot say that it is full."""
 
 
 class RedisServer:
@@ -33,7 +35,8 @@ class RedisServer:
             [
                 find_redis_server(),
                 *("--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory)),
-                *("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"),
+                *("--appendonly", "yes", "--appendfsync", "always"),
+                *("--maxmemory", MAX_MEMORY, "--maxmemory-policy", "noeviction"),
                 *("--save", "", "--daemonize", "no"),
             ],
             logger=logging.getLogger(__name__),

@@ -23,6 +23,8 @@ Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 MEBIBYTE = 1024 * 1024
+MAX_REDIS_TIMEOUT_SECONDS = 1.0
+"""Who waits for Redis and then for the journal still has its lease, which lasts `LEASE_GRACE_SECONDS`."""
 KEPT_SECRETS = ("key_hash_secret", "admin_token", "ray_token")
 
 
@@ -91,7 +93,7 @@ class Settings(BaseSettings):
     redis_port: Port = 6390
     """Port of the Redis started here (loopback only)."""
 
-    redis_timeout_seconds: Seconds = 0.25
+    redis_timeout_seconds: Annotated[float, Field(gt=0, le=MAX_REDIS_TIMEOUT_SECONDS)] = 0.25
     """How long one call of Redis may take before the fallback takes over."""
 
     redis_replicas_to_wait_for: Annotated[int, Field(ge=0)] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import logging
 import math
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from serving.accounting import own_accounting, shared_accounting
+from serving.adapters.background import do_every, keep_running
 from serving.adapters.catalog import FolderCatalog
 from serving.adapters.live_tiers import LiveTiers
 from serving.adapters.prometheus import serve_metrics
@@ -45,6 +47,8 @@ from serving.threads import PriorityThreads
 
 logger = logging.getLogger(__name__)
 
+NOTE_PRICES_SECONDS = 60.0
+
 MESSAGE_HEAD_BYTES = 64 << 10
 """More than there is in a message besides its tensor."""
 
@@ -65,6 +69,8 @@ def build(settings: Settings, *, alone: bool = False) -> FastAPI:
     )
     executor = ThreadPoolExecutor(settings.vision_threads, thread_name_prefix="vision")
     threads = PriorityThreads(executor, settings.vision_threads)
+    # Of their own: bodies of requests that may never be admitted must not hold up pictures of those that are.
+    body_executor = ThreadPoolExecutor(settings.vision_threads, thread_name_prefix="body")
     decoded_pixels = Budget(settings.max_decoded_pixels, left_to_the_urgent=settings.max_decoded_pixels // 8)
 
     def make_detector(model: CatalogModel) -> Detector:
@@ -108,19 +114,23 @@ def build(settings: Settings, *, alone: bool = False) -> FastAPI:
         checks = {"keys": keys_answer, "models": any(models.values())}
         return Readiness(checks, degraded=("accounts",) if accounting.is_degraded() else ())
 
+    async def note_prices() -> None:
+        await ledger.note_prices(clock.now())
+
     async def start() -> None:
         await accounting.start()
         await lanes.start()
 
     async def run() -> None:
-        async with asyncio.TaskGroup() as group:
-            for each in (lanes, accounting, keys, tiers):
-                group.create_task(each.run())
+        runs = {"the models": lanes.run, "the keys": keys.run, "the tier table": tiers.run, **accounting.runs}
+        runs["the prices"] = functools.partial(do_every, NOTE_PRICES_SECONDS, note_prices)
+        await asyncio.gather(*(keep_running(what, each) for what, each in runs.items()))
 
     async def close() -> None:
         async with AsyncExitStack() as last_first:  # each of them, whatever becomes of the others
             last_first.callback(stop_metrics)
             last_first.callback(executor.shutdown)
+            last_first.callback(body_executor.shutdown)
             for each in (database, keys, accounting, backend, lanes):
                 last_first.push_async_callback(each.close)
 
@@ -134,6 +144,7 @@ def build(settings: Settings, *, alone: bool = False) -> FastAPI:
         crowd=crowd,
         body_limits=BodyLimits(settings.max_body_bytes, settings.body_timeout_seconds),
         held_bytes=held_bytes,
+        body_threads=PriorityThreads(body_executor, settings.vision_threads),
         request_timeout_seconds=settings.request_timeout_seconds,
         readiness=readiness,
     )
@@ -159,6 +170,7 @@ def build(settings: Settings, *, alone: bool = False) -> FastAPI:
         [data_plane_router(plane), control_plane_router(control)],
         metrics=metrics,
         crowd=crowd,
+        clock=clock,
         on_startup=start,
         in_background=run,
         on_shutdown=close,

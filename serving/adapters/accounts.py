@@ -8,6 +8,7 @@ from pathlib import Path
 
 from serving.adapters.fallback import FallbackAdmission, FallbackMeter
 from serving.adapters.journal import Journal
+from serving.adapters.ledger_usage import LedgerUsage, Read
 from serving.adapters.local_accounts import LocalAccounts
 from serving.adapters.redis.admission import RedisAdmission
 from serving.adapters.redis.charges import BucketCharges
@@ -18,6 +19,7 @@ from serving.adapters.redis.pulse import Pulse, PulseTaker
 from serving.adapters.redis.retained import RetainedEvents, StreamEntries
 from serving.adapters.redis.time import RedisTime
 from serving.adapters.redis.watch import AccountsWatch, Prime
+from serving.domain.month import Month
 from serving.metrics import Metrics
 from serving.ports import Clock
 
@@ -30,6 +32,7 @@ class Accounts:
         connection: RedisConnection,
         *,
         prime: Prime,
+        used_by_ledger: Read,
         journal_folder: Path,
         clock: Clock,
         metrics: Metrics,
@@ -45,13 +48,18 @@ class Accounts:
         self._gateways = LiveGateways(
             connection, clock, expected=expected_gateways, replicas=replicas_to_wait_for
         )
-        self._pulses = PulseTaker(connection)
+        self._pulses = PulseTaker(connection, replicas=replicas_to_wait_for)
         self._entries = StreamEntries(connection)
         self._journal = Journal(journal_folder, metrics)
         charges = BucketCharges(connection)
         retained = RetainedEvents(clock)
+        ledger = LedgerUsage(used_by_ledger, month=lambda: Month.of(self._time.now()), clock=clock)
         local = LocalAccounts(
-            clock, gateways=lambda: self._gateways.count, admitted_at=self._time.now, charges=charges
+            clock,
+            gateways=lambda: self._gateways.count,
+            admitted_at=self._time.now,
+            charges=charges,
+            used_this_month=ledger.used_this_month,
         )
         self._watch = AccountsWatch(
             look=self._look,
@@ -100,4 +108,5 @@ class Accounts:
         return pulses
 
     async def _hand_over(self) -> None:
+        await self.admission.hand_over()
         await self.meter.hand_over(self._entries.absent)

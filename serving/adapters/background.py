@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 
 from serving.errors import BackendUnavailable
 
+RESTART_SECONDS = 1.0
+
 log = logging.getLogger(__name__)
 
 
@@ -19,6 +21,22 @@ def is_cancelled() -> bool:
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+async def keep_running(what: str, run: Callable[[], Awaitable[None]]) -> None:
+    """`run`, and again whenever it fails: what else runs beside it goes on. Ends where `run` does."""
+    while True:
+        try:
+            return await run()
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            log.exception("%s was cancelled by itself, and begins anew", what)
+        except Exception:
+            log.exception("%s failed, and begins anew", what)
+            if is_cancelled():
+                return
+        await asyncio.sleep(RESTART_SECONDS)
 
 
 async def do_every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:

@@ -73,6 +73,13 @@ class FreshCache(Generic[K, V]):
         """Every kept answer still held at that moment: its question would have got the same."""
         self._confirmed_at = max(self._confirmed_at, moment)
 
+    def confirm_on(self, moment: float) -> None:
+        """The same, by somebody who only knows of the time since the last confirmation: not over a gap in
+        which answers have become too old.
+        """
+        if moment - self._confirmed_at < self._max_age_seconds:
+            self.confirm(moment)
+
     def forget(self, is_concerned: Callable[[V], bool]) -> None:
         """Ask for these answers anew; those under way, who may be among them, are given to nobody new."""
         for key in [key for key, answer in self._answers.items() if is_concerned(answer.value)]:

@@ -4,17 +4,21 @@ A journal is a folder that the processes of a machine share; each writes files o
 by whoever holds its lock: the process that wrote it, or, after that one's end, any other. It goes once all of
 it has been handed over; who is killed between the two leaves it to be handed over again, and that is
 harmless, for the ledger knows an event by its id.
+
+An event that Redis refuses while all else is well (its key's account is broken) goes to the end of the queue,
+so that the others get past it, and after `TRIES` into a file of its own, `….refused`. That is as any journal
+is, and becomes one again when a person who has mended the account renames it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from serving.adapters.journal_file import JournalFile
+from serving.adapters.journal_file import REFUSED_SUFFIX, JournalFile, add_line
 from serving.adapters.journal_record import MAX_LINE_BYTES, JournalReader, JournalRecord, to_line
 from serving.adapters.journal_writer import JournalWriter
 from serving.errors import AccountsUnavailable
@@ -24,12 +28,16 @@ logger = logging.getLogger(__name__)
 
 MAX_BYTES = 4 << 30
 """Of what this process has written and not handed over: some eight million events."""
-APPEND_TIMEOUT_SECONDS = 10.0
+APPEND_TIMEOUT_SECONDS = 3.0
+TRIES = 20
+"""Of an event that is refused; a look apart, which is half a second."""
 CHUNK_RECORDS = 64
 CHUNK_BYTES = 1 << 20
 
-HandOver = Callable[[Sequence[JournalRecord]], Awaitable[None]]
-"""Tells Redis of some records, of all or raises. What it was told before, it may be told again."""
+HandOver = Callable[[Sequence[JournalRecord]], Awaitable[Sequence[JournalRecord]]]
+"""Tells Redis of some records, and answers which of them it refused; raises where it is in trouble itself.
+What it was told before, it may be told again.
+"""
 
 
 class _Replay:
@@ -77,6 +85,8 @@ class Journal:
         self._max_bytes = max_bytes
         self._writer = JournalWriter(folder, timeout_seconds=append_timeout_seconds)
         self._replays: deque[_Replay] = deque()
+        self._refusals: Counter[str] = Counter()
+        """By request id, of events that are still to be tried again."""
         metrics.journal_events.set_function(lambda: self.events)
 
     @property
@@ -131,11 +141,37 @@ class Journal:
     async def _replay(self, replay: _Replay, hand_over: HandOver) -> int:
         handed_over = 0
         while chunk := await replay.chunk():
-            await hand_over(chunk)
+            refused = await hand_over(chunk)
+            for request_id in _ids(chunk) - _ids(refused):
+                self._refusals.pop(request_id, None)
+            for record in refused:
+                await self._try_later(record, replay.file)
             replay.done()
-            handed_over += len(chunk)
-            self._metrics.journal_replayed.inc(len(chunk))
+            handed_over += len(chunk) - len(refused)
+            self._metrics.journal_replayed.inc(len(chunk) - len(refused))
         if damaged := await replay.end():
             self._metrics.journal_damaged.inc(damaged)
             logger.error("%d lines of the journal %s are damaged", damaged, replay.file.path.name)
         return handed_over
+
+    async def _try_later(self, record: JournalRecord, file: JournalFile) -> None:
+        """It is on the disk elsewhere before its file goes."""
+        request_id, line = record.event.request_id, to_line(record)
+        self._refusals[request_id] += 1
+        if self._refusals[request_id] < TRIES:
+            await self._writer.append(line)
+            return
+        path = file.path.with_suffix(REFUSED_SUFFIX)
+        await asyncio.to_thread(add_line, path, line)
+        del self._refusals[request_id]
+        self._metrics.journal_refused.inc()
+        logger.error(
+            "Redis refuses the event of request %s, of key %s: it is set aside in %s",
+            request_id,
+            record.event.key_id,
+            path.name,
+        )
+
+
+def _ids(records: Sequence[JournalRecord]) -> set[str]:
+    return {record.event.request_id for record in records}

@@ -6,14 +6,17 @@ import contextlib
 import fcntl
 import os
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 SUFFIX = ".journal"
 DAMAGED_SUFFIX = ".damaged"
+REFUSED_SUFFIX = ".refused"
 _OWNER_ONLY = 0o600  # answers are in it
 _ATTEMPTS = 16
+_CLOSED = -1
 
 
 class JournalFile:
@@ -26,6 +29,7 @@ class JournalFile:
         self.lines = 0
         """That this process has written; as `size_bytes`, only what is surely on the disk counts."""
         self._descriptor = descriptor
+        self._closing = threading.Lock()
 
     @classmethod
     def create(cls, folder: Path) -> Self:
@@ -77,12 +81,28 @@ class JournalFile:
         self._let_go()
 
     def close(self) -> None:
-        """Leave it to whoever adopts it."""
-        os.close(self._descriptor)
+        """Leave it to whoever adopts it. Closing twice is closing once: the number may be another file's by
+        then, and a thread may still be about to remove it for a caller that was cancelled.
+        """
+        with self._closing:
+            descriptor, self._descriptor = self._descriptor, _CLOSED
+        if descriptor != _CLOSED:
+            os.close(descriptor)
 
     def _let_go(self) -> None:
         _sync_folder(self.path.parent)
-        os.close(self._descriptor)
+        self.close()
+
+
+def add_line(path: Path, line: bytes) -> None:
+    """To a file that no process takes for a journal; on the disk when it returns. Blocks; raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _OWNER_ONLY)
+    try:
+        _write_all(descriptor, line)
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+    _sync_folder(path.parent)
 
 
 def _lock(path: Path, descriptor: int) -> bool:

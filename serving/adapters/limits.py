@@ -26,26 +26,28 @@ def refuse_impossible(tier: Tier, pictures: int) -> None:
         )
 
 
-def over_quota(tier: Tier, used: int, pictures: int, now: datetime) -> QuotaExceeded:
-    left = max(0, (tier.monthly_quota or 0) - used)
+def over_quota(tier: Tier, pictures: int, state: LimitState) -> QuotaExceeded:
     return QuotaExceeded(
-        f"{left} of this month's {tier.monthly_quota} pictures are left; {pictures} were asked for.",
-        retry_after_seconds=_month_ends_seconds(now),
+        f"{state.quota} of this month's {tier.monthly_quota} pictures are left; {pictures} were asked for.",
+        retry_after_seconds=state.month_ends_seconds,
+        limits=state,
     )
 
 
-def over_rate(tier: Tier, missing_units: int) -> RateLimited:
+def over_rate(tier: Tier, missing_units: int, state: LimitState) -> RateLimited:
     """missing_units: in the bucket, for what was asked."""
     return RateLimited(
         f"This key may send {tier.rate_limit_per_minute} pictures a minute and {tier.burst} at once.",
         retry_after_seconds=_refill_seconds(tier, missing_units),
+        limits=state,
     )
 
 
-def over_concurrency(tier: Tier) -> TooManyAtOnce:
+def over_concurrency(tier: Tier, state: LimitState) -> TooManyAtOnce:
     return TooManyAtOnce(
         f"This key may have {tier.max_concurrent_requests} requests under way at a time.",
         retry_after_seconds=ASK_AGAIN_SECONDS,
+        limits=state,
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
-from serving.adapters.limits import MICROSECONDS
+from serving.adapters.journal import APPEND_TIMEOUT_SECONDS
+from serving.adapters.limits import MICROSECONDS, over_quota
 from serving.adapters.memory.admission import InMemoryAdmission
 from serving.adapters.memory.answers import KeptAnswers
 from serving.domain.idempotency import IdempotencyKey
@@ -18,11 +19,14 @@ from serving.domain.limits import LimitState
 from serving.domain.month import Month
 from serving.domain.tenant import Principal, Tier
 from serving.domain.usage import UsageEvent
-from serving.errors import IdempotencyKeyInUse
+from serving.errors import AnswerNotKept, IdempotencyKeyInUse, QuotaExceeded
 from serving.ports import Clock, Reservation
 
 MAX_KNOWN_KEYS = 100_000
 MAX_OPEN_RESERVATIONS = 65_536
+A_DAY = timedelta(days=1)
+HOLD_SECONDS = 2 * APPEND_TIMEOUT_SECONDS
+"""Longer than an append may take, a stall of the event loop included."""
 
 
 class Charges(Protocol):
@@ -33,19 +37,24 @@ class Charges(Protocol):
     def take_back(self, key_id: str, pictures: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Known:
-    """What was left of a key's limits, and when that was."""
+    """What others than this process have said of a key, as of `at_seconds`.
 
-    limits: LimitState
+    used: pictures charged in `month`, whatever the tier was that it had then; None where nobody has said.
+    tokens: None once its bucket here has gone on from there.
+    """
+
     month: Month
+    used: int | None
+    tokens: int | None
     at_seconds: float
 
 
 class LocalAccounts:
     """A picture costs as many tokens as there are gateways: all of them together admit no more than one
-    bucket would. Of the requests at a time, each gateway has its share, rounded up. The month's quota is not
-    divided: what was left of it when it was last seen, each of them may use.
+    bucket would. Of the requests at a time, and of what is left of the month's quota, each gateway has its
+    share, rounded up. What is left of a key's quota that Redis never told this process, the ledger says.
 
     Nothing suspends between a decision and what it takes.
     """
@@ -57,28 +66,49 @@ class LocalAccounts:
         gateways: Callable[[], int],
         admitted_at: Callable[[], datetime],
         charges: Charges,
+        used_this_month: Callable[[str], Awaitable[int | None]],
     ) -> None:
-        """gateways: how many there are, at least 1. admitted_at: what time it is on Redis' clock."""
+        """gateways: how many there are, at least 1. admitted_at: what time it is on Redis' clock.
+        used_this_month: of a key id, by the ledger, and soon; None where it cannot tell.
+        """
         self._clock = clock
         self._gateways = gateways
         self._admission = InMemoryAdmission(clock, picture_costs=gateways, admitted_at=admitted_at)
-        self._admitted_at = admitted_at
+        self.admitted_at = admitted_at
         self._charges = charges
+        self._used_this_month = used_this_month
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._open: OrderedDict[tuple[str, str], Reservation] = OrderedDict()
         self._answers = KeptAnswers()
 
-    def note(self, reservation: Reservation) -> None:
-        """What Redis has admitted, and what it left."""
-        known = _Known(reservation.limits, reservation.month, self._clock.monotonic())
-        self._known[reservation.key_id] = known
-        self._known.move_to_end(reservation.key_id)
-        if len(self._known) > MAX_KNOWN_KEYS:
-            self._known.popitem(last=False)
+    def note(self, principal: Principal, left: LimitState) -> None:
+        """What Redis said that is left, whether it admitted the request or refused it."""
+        quota = principal.tier.monthly_quota
+        used = None if quota is None or left.quota is None else max(0, quota - left.quota)
+        # Its month, and not what is the month here: of the two clocks, one may be past midnight already.
+        month = Month.of(self.admitted_at() + timedelta(seconds=left.month_ends_seconds) - A_DAY)
+        self._keep(principal.key_id, _Known(month, used, left.tokens, self._clock.monotonic()))
+
+    def claim(self, reservation: Reservation, lease_seconds: float) -> None:
+        """What Redis has admitted has its idempotency key here too, for Redis may be gone when it settles.
+
+        Raises IdempotencyKeyInUse where a request has it that was admitted here meanwhile.
+        """
+        self._hold(reservation, lease_seconds)
+
+    def hold(self, reservation: Reservation) -> None:
+        """Before it is journaled: its idempotency key is still its own, and is until that is done.
+
+        Raises IdempotencyKeyInUse where its lease had lapsed, and another request has taken the key over.
+        """
+        self._hold(reservation, HOLD_SECONDS)
 
     def answered(self, key_id: str, idempotency: IdempotencyKey | None) -> RenderedAnswer | None:
-        """What this process has answered before. Raises IdempotencyKeyReused, IdempotencyKeyInUse."""
-        return None if idempotency is None else self._answers.find(key_id, idempotency, self._now_us())
+        """What this process has answered, and kept. Raises IdempotencyKeyReused, IdempotencyKeyInUse."""
+        try:
+            return self._find(key_id, idempotency)
+        except AnswerNotKept:
+            return None  # Redis, which has more room, may have kept it
 
     def keep_answer(self, reservation: Reservation, answer: RenderedAnswer) -> None:
         if (idempotency := reservation.idempotency) is None:
@@ -98,15 +128,21 @@ class LocalAccounts:
         idempotency: IdempotencyKey | None,
     ) -> Reservation | RenderedAnswer:
         """As the port says, but never AccountsUnavailable."""
-        if (answer := self.answered(principal.key_id, idempotency)) is not None:
+        await self._ask_ledger(principal)
+        if (answer := self._find(principal.key_id, idempotency)) is not None:
             return answer
         self._resume(principal)
-        admitted = await self._admission.admit(
-            self._with_its_share(principal),
-            request_id=request_id,
-            pictures=pictures,
-            lease_seconds=lease_seconds,
-        )
+        try:
+            admitted = await self._admission.admit(
+                self._with_its_share(principal),
+                request_id=request_id,
+                pictures=pictures,
+                lease_seconds=lease_seconds,
+            )
+        except QuotaExceeded as refused:
+            if refused.limits is None:
+                raise
+            raise over_quota(principal.tier, pictures, refused.limits) from None  # not of the share of it
         assert isinstance(admitted, Reservation)  # answers are not kept there, but here
         reservation = replace(admitted, idempotency=idempotency)
         if idempotency is not None:
@@ -119,15 +155,16 @@ class LocalAccounts:
         return reservation
 
     async def limits(self, principal: Principal) -> LimitState:
+        await self._ask_ledger(principal)
         self._resume(principal)
         return await self._admission.limits(self._with_its_share(principal))
 
     async def give_back(self, reservation: Reservation) -> bool:
-        """False where it is not of this process."""
-        if self._open.pop((reservation.key_id, reservation.request_id), None) is None:
-            return False
+        """False where it was not admitted by this process; its idempotency key is free in any case."""
         if reservation.idempotency is not None:
             self._answers.release(reservation.key_id, reservation.idempotency, reservation.request_id)
+        if self._open.pop((reservation.key_id, reservation.request_id), None) is None:
+            return False
         self._charges.take_back(reservation.key_id, reservation.pictures)
         await self._admission.give_back(reservation)
         return True
@@ -139,28 +176,75 @@ class LocalAccounts:
             self._charges.take_back(reservation.key_id, reservation.pictures - event.pictures)
             self._admission.settle(event, replace(reservation, idempotency=None), answer)
 
+    def _find(self, key_id: str, idempotency: IdempotencyKey | None) -> RenderedAnswer | None:
+        return None if idempotency is None else self._answers.find(key_id, idempotency, self._now_us())
+
+    async def _ask_ledger(self, principal: Principal) -> None:
+        if not self._is_quota_unknown(principal):
+            return
+        used = await self._used_this_month(principal.key_id)
+        if used is None or not self._is_quota_unknown(principal):  # Redis may have come back meanwhile
+            return
+        before, month = self._known.get(principal.key_id), self._month()
+        tokens, at_seconds = (before.tokens, before.at_seconds) if before else (None, 0.0)
+        self._keep(principal.key_id, _Known(month, used, tokens, at_seconds))
+        # Of what was admitted here before, nobody can tell how much the ledger has: no picture counts twice.
+        used = max(used, self._admission.charged(principal.key_id, month))
+        self._admission.resume(principal, None, used=used)
+
+    def _is_quota_unknown(self, principal: Principal) -> bool:
+        if principal.tier.monthly_quota is None:
+            return False
+        known = self._known.get(principal.key_id)
+        return known is None or known.used is None or known.month != self._month()
+
+    def _keep(self, key_id: str, known: _Known) -> None:
+        self._known[key_id] = known
+        self._known.move_to_end(key_id)
+        if len(self._known) > MAX_KNOWN_KEYS:
+            self._known.popitem(last=False)
+
     def _resume(self, principal: Principal) -> None:
         """Once for each time that Redis was heard: from then on it is counted here."""
-        known = self._known.pop(principal.key_id, None)
-        if known is None:
+        known = self._known.get(principal.key_id)
+        if known is None or known.tokens is None:
             return
-        tier, limits = principal.tier, known.limits
         elapsed_seconds = self._clock.monotonic() - known.at_seconds
-        tokens = limits.tokens + int(elapsed_seconds * tier.rate_limit_per_minute / 60)
-        used = None
-        if tier.monthly_quota is not None and limits.quota is not None and known.month == self._month():
-            used = max(0, tier.monthly_quota - limits.quota)
+        tokens = known.tokens + int(elapsed_seconds * principal.tier.rate_limit_per_minute / 60)
+        used = known.used if known.month == self._month() else None
         self._admission.resume(principal, tokens, used=used)
+        known.tokens = None
 
     def _with_its_share(self, principal: Principal) -> Principal:
-        most = principal.tier.max_concurrent_requests
-        if most is None:
+        tier, gateways = principal.tier, self._gateways()
+        most, quota = tier.max_concurrent_requests, tier.monthly_quota
+        if gateways == 1 or (most is None and quota is None):
             return principal
-        share = -(-most // self._gateways())
-        return replace(principal, tier=replace(principal.tier, max_concurrent_requests=share))
+        if most is not None:
+            most = -(-most // gateways)
+        if quota is not None:
+            used = min(quota, self._used_elsewhere(principal.key_id))
+            quota = used - (used - quota) // gateways
+        return replace(principal, tier=replace(tier, max_concurrent_requests=most, monthly_quota=quota))
+
+    def _used_elsewhere(self, key_id: str) -> int:
+        """In this month, when it was last heard of; 0 where nobody can tell."""
+        known = self._known.get(key_id)
+        return known.used or 0 if known is not None and known.month == self._month() else 0
+
+    def _hold(self, reservation: Reservation, seconds: float) -> None:
+        if reservation.idempotency is not None:
+            now_us = self._now_us()
+            self._answers.hold(
+                reservation.key_id,
+                reservation.idempotency,
+                reservation.request_id,
+                now_us=now_us,
+                ends_at_us=now_us + round(seconds * MICROSECONDS),
+            )
 
     def _month(self) -> Month:
-        return Month.of(self._admitted_at())
+        return Month.of(self.admitted_at())
 
     def _now_us(self) -> int:
         return round(self._clock.monotonic() * MICROSECONDS)

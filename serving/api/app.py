@@ -12,12 +12,14 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from serving.api.context import context_of
 from serving.api.crowd import Crowd
-from serving.api.middleware import RequestMiddleware
+from serving.api.middleware import METHODS, RequestMiddleware
 from serving.api.openapi import DocumentedApp
 from serving.api.problems import problem_response
+from serving.api.routes import bearer
 from serving.errors import (
     InternalError,
     InvalidRequest,
@@ -27,6 +29,7 @@ from serving.errors import (
     VisiongateError,
 )
 from serving.metrics import Metrics
+from serving.ports import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ def build_app(
     *,
     metrics: Metrics,
     crowd: Crowd,
+    clock: Clock,
     on_startup: Callable[[], Awaitable[None]],
     in_background: Callable[[], Coroutine[None, None, None]],
     on_shutdown: Callable[[], Awaitable[None]],
@@ -71,7 +75,7 @@ def build_app(
         app.include_router(router)
     for foreign in (VisiongateError, RequestValidationError, HTTPException):
         app.add_exception_handler(foreign, _answer_error)
-    app.add_middleware(RequestMiddleware, metrics=metrics, crowd=crowd)
+    app.add_middleware(RequestMiddleware, metrics=metrics, crowd=crowd, clock=clock)
     return app
 
 
@@ -86,10 +90,25 @@ async def _answer_error(request: Request, exc: Exception) -> Response:
     context.failed(error)
     if error.status == InternalError.status:
         logger.error("internal", exc_info=exc, extra={"facts": {"request_id": context.request_id}})
-    response = problem_response(error, request_id=context.request_id, instance=request.url.path)
-    if isinstance(exc, HTTPException) and exc.headers and "Allow" in exc.headers:
-        response.headers["Allow"] = exc.headers["Allow"]
+    response = problem_response(
+        error,
+        request_id=context.request_id,
+        path=request.scope["path"],
+        token_was_sent=bearer(request) is not None,
+    )
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(_allowed_methods(request))
     return response
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Of all routes at this path (RFC 9110, section 15.5.6); the router knows only of the first."""
+
+    def is_taken(method: str) -> bool:
+        scope = {name: request.scope[name] for name in ("type", "path", "root_path")} | {"method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in METHODS if is_taken(method)]
 
 
 def _translate(exc: Exception) -> VisiongateError:

@@ -23,7 +23,7 @@ class RequestContext:
     """`request_id` is made here and never taken from the client: it is the usage event's identity.
 
     stage_seconds: by stage name, in the order they ran. facts: for the log line; no key, no picture.
-    principal: once the API key has proven valid. limits: once the request has been admitted.
+    principal: once the API key has proven valid. limits: once admission has decided.
     violated_policies: why it was refused, by the names in `RateLimit-Policy`.
     """
 
@@ -49,7 +49,9 @@ class RequestContext:
 
     def failed(self, error: VisiongateError) -> None:
         self.code = error.code
-        self.violated_policies = error.violated_policies if isinstance(error, LimitReached) else ()
+        self.violated_policies = ()
+        if isinstance(error, LimitReached):
+            self.violated_policies, self.limits = error.violated_policies, error.limits
         if isinstance(error, AccountsUnavailable):
             self._ask_limits = None  # nobody would answer, and the client has waited once already
 

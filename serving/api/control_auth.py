@@ -13,22 +13,14 @@ import hmac
 from dataclasses import dataclass
 
 import jwt
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import SecretStr
 
+from serving.api.token_keys import verification_key
 from serving.domain.key_record import checked_name
 from serving.errors import NoControlToken, OperatorError, OperatorOnly
 
 MINIMUM_ADMIN_TOKEN_BYTES = 16
-MINIMUM_SHARED_SECRET_BYTES = 32
-MINIMUM_RSA_BITS = 2048
 CLOCK_SKEW_SECONDS = 10
-
-_VerificationKey = str | RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +72,7 @@ class ControlAuth:
 
 class _UserTokens:
     def __init__(self, key: SecretStr, audience: str) -> None:
-        self._key, self._algorithm = _verification_key(key.get_secret_value())
+        self._key, self._algorithm = verification_key(key.get_secret_value())
         self._audience = audience
 
     def user(self, token: str) -> str:
@@ -97,29 +89,6 @@ class _UserTokens:
             return checked_name("user", claims["sub"])
         except (jwt.PyJWTError, OperatorError) as exc:
             raise NoControlToken from exc
-
-
-def _verification_key(text: str) -> tuple[_VerificationKey, str]:
-    """And the one algorithm that it is for. Raises OperatorError."""
-    if not text.lstrip().startswith("-----BEGIN"):
-        if len(text.encode()) < MINIMUM_SHARED_SECRET_BYTES:
-            raise OperatorError(f"A shared user_jwt_key needs at least {MINIMUM_SHARED_SECRET_BYTES} bytes.")
-        return text, "HS256"
-    try:
-        key = load_pem_public_key(text.encode())
-    except (ValueError, UnsupportedAlgorithm) as exc:
-        raise OperatorError("user_jwt_key is PEM, but no public key.") from exc
-    match key:
-        case RSAPublicKey() if key.key_size >= MINIMUM_RSA_BITS:
-            return key, "RS256"
-        case EllipticCurvePublicKey() if isinstance(key.curve, SECP256R1):
-            return key, "ES256"
-        case Ed25519PublicKey():
-            return key, "EdDSA"
-        case _:
-            raise OperatorError(
-                f"user_jwt_key is a key of RSA with at least {MINIMUM_RSA_BITS} bits, of P-256 or of Ed25519."
-            )
 
 
 def _digest(token: bytes) -> bytes:

@@ -13,7 +13,8 @@ from serving.api.control_auth import Caller
 from serving.api.control_requests import PREFIX, ControlRequests, told_to_the_caller
 from serving.api.queries import parsed
 from serving.api.routes import DirectRoute, json_response
-from serving.domain.key_record import KeyRecord
+from serving.domain.key_forms import issued_key_form, key_form
+from serving.domain.key_record import KeyRecord, can_be_a_name
 from serving.errors import UnknownKey
 from serving.ports import Clock, KeyAdministration
 
@@ -34,7 +35,13 @@ def _add_issuing(router: APIRouter, keys: KeyAdministration, requests: ControlRe
         status_code=201,
         summary="Issue a key; its text is in the answer and never again",
         response_model=schemas.Issued,
-        **openapi.control("Issued", 401, 403, 413, 422, 504, operator=True, status=201, takes=schemas.NewKey),
+        **openapi.control(
+            *("Issued", 401, 403, 413, 422, 504),
+            operator=True,
+            status=201,
+            takes=schemas.NewKey,
+            fields=(openapi.LOCATION, openapi.NEVER_STORED),
+        ),
     )
     async def create_key(request: Request) -> Response:
         caller = requests.caller(request)
@@ -49,13 +56,15 @@ def _add_issuing(router: APIRouter, keys: KeyAdministration, requests: ControlRe
                 expires_at=wanted.expires_at,
             )
         headers = {**_NEVER_STORED, "Location": f"{PREFIX}/keys/{fresh.record.id}"}
-        return json_response(schemas.issued(fresh, clock.now()), status=201, headers=headers)
+        return json_response(issued_key_form(fresh, clock.now()), status=201, headers=headers)
 
     @router.post(
         "/keys/{key_id}/rotate",
         summary="A new secret for the same key; earlier ones end with the overlap",
         response_model=schemas.Issued,
-        **openapi.control("Rotated", 401, 404, 413, 422, 504, takes=schemas.Rotation),
+        **openapi.control(
+            *("Rotated", 401, 404, 413, 422, 504), takes=schemas.Rotation, fields=(openapi.NEVER_STORED,)
+        ),
     )
     async def rotate_key(request: Request, key_id: str) -> Response:
         caller = requests.caller(request)
@@ -65,7 +74,7 @@ def _add_issuing(router: APIRouter, keys: KeyAdministration, requests: ControlRe
             fresh = await keys.rotate(
                 key_id, actor=caller.actor, overlap=timedelta(seconds=wanted.overlap_seconds)
             )
-        return json_response(schemas.issued(fresh, clock.now()), headers=_NEVER_STORED)
+        return json_response(issued_key_form(fresh, clock.now()), headers=_NEVER_STORED)
 
 
 def _add_keys(router: APIRouter, keys: KeyAdministration, requests: ControlRequests, clock: Clock) -> None:
@@ -80,7 +89,7 @@ def _add_keys(router: APIRouter, keys: KeyAdministration, requests: ControlReque
         asked = parsed(schemas.KeyFilter, request.query_params)
         records = await keys.list(user=caller.own(asked.user))
         now = clock.now()
-        return json_response({"keys": [schemas.key(record, now) for record in records]})
+        return json_response({"keys": [key_form(record, now) for record in records]})
 
     @router.get(
         "/keys/{key_id}",
@@ -90,19 +99,20 @@ def _add_keys(router: APIRouter, keys: KeyAdministration, requests: ControlReque
     )
     async def show_key(request: Request, key_id: str) -> Response:
         record = await _visible_key(keys, requests.caller(request), key_id)
-        return json_response(schemas.key(record, clock.now()))
+        return json_response(key_form(record, clock.now()))
 
     @router.delete(
         "/keys/{key_id}",
         summary="Revoke a key, within a second and for good",
         response_model=schemas.Key,
-        **openapi.control("Revoked, now or earlier", 401, 404),
+        **openapi.control("Revoked, now or earlier", 401, 404, 422),
     )
     async def revoke_key(request: Request, key_id: str) -> Response:
         caller = requests.caller(request)
         await _visible_key(keys, caller, key_id)
-        record = await keys.revoke(key_id, actor=caller.actor)
-        return json_response(schemas.key(record, clock.now()))
+        with told_to_the_caller():
+            record = await keys.revoke(key_id, actor=caller.actor)
+        return json_response(key_form(record, clock.now()))
 
     # RFC 9110, section 9.1: whoever answers GET answers HEAD.
     router.add_api_route("/keys", list_keys, methods=["HEAD"], include_in_schema=False)
@@ -131,7 +141,7 @@ def _add_users(router: APIRouter, keys: KeyAdministration, requests: ControlRequ
 
 async def _visible_key(keys: KeyAdministration, caller: Caller, key_id: str) -> KeyRecord:
     """Raises UnknownKey also for somebody else's: that it exists is not for a user to know."""
-    record = await keys.get(key_id)
+    record = await keys.get(key_id) if can_be_a_name(key_id) else None
     if record is None or caller.user not in (None, record.user):
         raise UnknownKey(key_id)
     return record

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
-from serving.domain.key_record import MAX_NAME_CHARACTERS, MAX_OVERLAP, IssuedKey, KeyRecord
+from serving.domain.key_record import MAX_NAME_CHARACTERS, MAX_OVERLAP, can_be_a_name
 
 MAX_MODELS = 1000
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+_RFC_3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
+
+
+def _readable(name: str) -> str:
+    if not can_be_a_name(name):
+        raise ValueError("names have printable characters")
+    return name
+
+
+def _rfc_3339(value: object) -> object:
+    """Or else pydantic takes a number in quotes for a Unix time."""
+    if not isinstance(value, str) or _RFC_3339.fullmatch(value) is None:
+        raise ValueError("write it as 2026-11-21T13:00:00Z")
+    return value
+
+
+Name = Annotated[
+    str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(_readable)
+]
+# Not strict: that would refuse any text, once a validator of ours has had it.
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_rfc_3339)]
 MAX_OVERLAP_SECONDS = int(MAX_OVERLAP.total_seconds())
 
 
@@ -23,7 +54,7 @@ class NewKey(BaseModel):
     models: Annotated[list[Name], Field(min_length=1, max_length=MAX_MODELS)] | None = Field(
         default=None, description="The only ones that it may use; null: every model, now and later"
     )
-    expires_at: AwareDatetime | None = Field(default=None, description="RFC 3339; null: never")
+    expires_at: Moment | None = Field(default=None, description="RFC 3339; null: never")
 
 
 class Rotation(BaseModel):
@@ -50,6 +81,7 @@ class Secret(BaseModel):
 
 class Key(BaseModel):
     id: str
+    prefix: str = Field(description="Of the newest secret")
     user: str
     tier: str
     models: list[str] | None = Field(description="null: every model")
@@ -73,25 +105,3 @@ class SwitchedUser(BaseModel):
     user: str
     enabled: bool
     keys: int = Field(description="How many of their keys that stops, or lets work again")
-
-
-def key(record: KeyRecord, now: datetime) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "user": record.user,
-        "tier": record.tier,
-        "models": None if record.models is None else sorted(record.models),
-        "state": record.state(now),
-        "created_at": record.created_at,
-        "expires_at": record.expires_at,
-        "revoked_at": record.revoked_at,
-        "last_used_at": record.last_used_at,
-        "secrets": [
-            {"prefix": f"pk_{each.prefix}", "created_at": each.created_at, "expires_at": each.expires_at}
-            for each in record.secrets
-        ],
-    }
-
-
-def issued(fresh: IssuedKey, now: datetime) -> dict[str, Any]:
-    return {**key(fresh.record, now), "api_key": fresh.api_key.reveal()}

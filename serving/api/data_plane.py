@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,12 +24,14 @@ from serving.api.request_forms import read_inference_request
 from serving.api.routes import DirectRoute, bearer, json_response
 from serving.api.usage_queries import DeploymentUsageParameters, OwnUsageParameters
 from serving.budget import Budget
-from serving.domain.inference import InferenceAnswer, RenderedAnswer
+from serving.domain.inference import InferenceAnswer, InferenceRequest, RenderedAnswer
 from serving.domain.invoice_forms import usage_json
+from serving.domain.key_record import can_be_a_name
 from serving.domain.tenant import Principal
-from serving.errors import BackendUnavailable, Unauthenticated
+from serving.errors import BackendUnavailable, DeadlineExceeded, ModelNotFound, Unauthenticated
 from serving.pipeline import Gateway
 from serving.ports import Clock, Ledger
+from serving.threads import PriorityThreads
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class DataPlane:
     crowd: Crowd
     body_limits: BodyLimits
     held_bytes: Budget
+    body_threads: PriorityThreads
     request_timeout_seconds: float
     readiness: Callable[[], Awaitable[Readiness]]
 
@@ -148,6 +152,8 @@ def _add_usage(router: APIRouter, plane: DataPlane) -> None:
     async def deployment_usage(request: Request, deployment_id: str) -> Response:
         principal = await _authenticate(plane, request)
         query = parsed(DeploymentUsageParameters, request.query_params).query(plane.clock.now())
+        if not can_be_a_name(deployment_id):
+            raise ModelNotFound(deployment_id)
         query = replace(query, key_id=principal.key_id, deployment=deployment_id)
         rows = await plane.ledger.usage(query)
         if not any(row.requests for row in rows):
@@ -169,21 +175,13 @@ def _require_usable(plane: DataPlane, principal: Principal, name: str) -> None:
 
 async def _infer(plane: DataPlane, request: Request, *, deployment_id: str | None) -> Response:
     context = context_of(request)
-    deadline = context.started + plane.request_timeout_seconds
     principal = await _authenticate(plane, request)
     priority = principal.tier.priority
     plane.crowd.refuse_if_full(priority=priority)
     body_begin = context.elapsed_seconds
     async with held_body(request, plane.body_limits, plane.held_bytes, priority=priority) as body:
         context.stage_seconds["body"] = context.elapsed_seconds - body_begin
-        asked = await read_inference_request(
-            request,
-            body,
-            request_id=context.request_id,
-            deployment_id=deployment_id,
-            deadline=deadline,
-            max_pictures=principal.tier.max_pictures_per_request,
-        )
+        asked = await _read(plane, request, body, principal, deployment_id=deployment_id)
         answer = await plane.gateway.infer(
             principal,
             asked,
@@ -192,6 +190,25 @@ async def _infer(plane: DataPlane, request: Request, *, deployment_id: str | Non
         )
         context.facts.update(replayed=answer.replayed)
         return inference_response(answer)
+
+
+async def _read(
+    plane: DataPlane, request: Request, body: bytes, principal: Principal, *, deployment_id: str | None
+) -> InferenceRequest:
+    context = context_of(request)
+    try:
+        async with asyncio.timeout(plane.request_timeout_seconds - context.elapsed_seconds):
+            return await read_inference_request(
+                request,
+                body,
+                request_id=context.request_id,
+                deployment_id=deployment_id,
+                deadline=context.started + plane.request_timeout_seconds,
+                principal=principal,
+                threads=plane.body_threads,
+            )
+    except TimeoutError as exc:  # all that time, the threads were the more urgent's
+        raise DeadlineExceeded from exc
 
 
 def _render(context: RequestContext, answer: InferenceAnswer, *, single: bool) -> RenderedAnswer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +10,9 @@ import orjson
 from serving.api.structured_fields import parsed_string
 from serving.domain.idempotency import MAX_KEY_CHARACTERS, IdempotencyKey, fingerprint
 from serving.domain.inference import InferenceRequest
+from serving.domain.tenant import Principal
 from serving.errors import InvalidRequest
+from serving.threads import PriorityThreads
 
 HASHED_AT_ONCE_BYTES = 256 * 1024
 """Above this, hashing takes long enough to leave the event loop to others."""
@@ -39,26 +40,32 @@ def idempotency_key(field_values: Sequence[str]) -> str | None:
     return key
 
 
-async def named(key: str, request: InferenceRequest) -> IdempotencyKey:
+async def named(
+    key: str, request: InferenceRequest, *, principal: Principal, threads: PriorityThreads
+) -> IdempotencyKey:
     """The key, with the fingerprint of what was asked.
 
     It is taken of what was understood, not of the bytes that said it, which differ from one multipart
-    boundary to the next.
+    boundary to the next. Where the model is left out, and the caller may use several, that is all that is
+    known of it: which one is meant hangs on what is served at the moment.
     """
-    if request.received_bytes > HASHED_AT_ONCE_BYTES:
-        return IdempotencyKey(key, await asyncio.to_thread(fingerprint, _parts(request)))
-    return IdempotencyKey(key, fingerprint(_parts(request)))
+    model = request.model if request.model is not None else principal.only_model
+    parts = _parts(request, model)
+    picture_bytes = sum(len(picture) for picture in request.pictures if isinstance(picture, bytes))
+    if picture_bytes > HASHED_AT_ONCE_BYTES:
+        return IdempotencyKey(key, await threads.run(principal.tier.priority, fingerprint, parts))
+    return IdempotencyKey(key, fingerprint(parts))
 
 
-def _parts(request: InferenceRequest) -> Iterator[bytes]:
+def _parts(request: InferenceRequest, model: str | None) -> Iterator[bytes]:
     yield orjson.dumps(
         {
-            "model": request.model,
+            "model": model,
             "single": request.single,
             "confidence_threshold": request.confidence_threshold,
             "iou_threshold": request.iou_threshold,
             "max_detections": request.max_detections,
-            "classes": request.classes,
+            "classes": _as_a_set(request.classes),
         }
     )
     for picture in request.pictures:
@@ -68,3 +75,8 @@ def _parts(request: InferenceRequest) -> Iterator[bytes]:
         else:
             yield b"unusable"
             yield picture.detail.encode()
+
+
+def _as_a_set(classes: Sequence[str | int] | None) -> list[str] | None:
+    """Their order does not count, nor whether an id came as a number: a query knows text only."""
+    return None if classes is None else sorted({str(each) for each in classes})

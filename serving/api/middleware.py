@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import UTC, datetime
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -17,25 +16,28 @@ from serving.api.rate_limit_fields import limit_field, policy_field, wait_second
 from serving.domain.tenant import Tier
 from serving.errors import InternalError, VisiongateError
 from serving.metrics import Metrics
+from serving.ports import Clock
 
 logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499  # nginx's number for a client that closed the connection; never sent
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 PROBES = frozenset({"/healthz", "/readyz"})
 
 
 class RequestMiddleware:
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, crowd: Crowd) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, crowd: Crowd, clock: Clock) -> None:
         self._app = app
         self._metrics = metrics
         self._crowd = crowd
+        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         context = attach(scope)
-        answer = _Answer(context, send)
+        answer = _Answer(context, send, self._clock)
         try:
             with self._crowd.joined():
                 await self._answer(scope, receive, answer)
@@ -58,7 +60,7 @@ class RequestMiddleware:
             answer.context.failed(error)
             if answer.status != CLIENT_LEFT:
                 raise  # half an answer is out: closing the connection is all that is left
-            response = problem_response(error, request_id=answer.context.request_id, instance=scope["path"])
+            response = problem_response(error, request_id=answer.context.request_id, path=scope["path"])
             await response(scope, receive, answer.send)
 
     def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
@@ -93,10 +95,11 @@ def _route_template(scope: Scope) -> str:
 class _Answer:
     """Notes the status and adds the headers that every answer carries."""
 
-    def __init__(self, context: RequestContext, send: Send) -> None:
+    def __init__(self, context: RequestContext, send: Send, clock: Clock) -> None:
         self.context = context
         self.status = CLIENT_LEFT
         self._send = send
+        self._clock = clock
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -109,7 +112,7 @@ class _Answer:
         await self._send(message)
 
     async def _add_rate_limits(self, headers: MutableHeaders, tier: Tier) -> None:
-        headers["RateLimit-Policy"] = policy_field(tier, datetime.now(UTC))
+        headers["RateLimit-Policy"] = policy_field(tier, self._clock.now())
         state = await self.context.known_limits()
         if state is None:
             return
@@ -121,4 +124,4 @@ class _Answer:
 
 def _method(scope: Scope) -> str:
     method = scope["method"]
-    return method if method in {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"} else "other"
+    return method if method in METHODS else "other"

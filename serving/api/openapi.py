@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -38,6 +39,10 @@ RATE_LIMITS = {
     ),
 }
 RETRY_AFTER = {"Retry-After": _field("Seconds; not earlier than `t` of the limit that was reached")}
+CHALLENGE = {"WWW-Authenticate": _field("RFC 6750; with `error` where a token was sent, which is no good")}
+ALLOW = {"Allow": _field("The methods that the path takes", example="GET, HEAD")}
+LOCATION = {"Location": _field("Of what was made", format="uri-reference")}
+NEVER_STORED = {"Cache-Control": _field("`no-store`: the answer holds a secret", const="no-store")}
 CONTRACT = {
     "X-Model-Contract": _field(
         "SHA-256 of the metadata.json that the answer was made with", pattern="^[0-9a-f]{64}$"
@@ -55,14 +60,17 @@ INFERENCE_FIELDS: list[dict[str, Any]] = [
         "name": "Idempotency-Key",
         "in": "header",
         "required": False,
-        "schema": {"type": "string", "maxLength": MAX_KEY_CHARACTERS + 2},
+        # In quotes, with a backslash before each of its characters that is one itself, or a quote.
+        "schema": {"type": "string", "minLength": 1, "maxLength": 2 * MAX_KEY_CHARACTERS + 2},
         "example": '"8e03978e-40d5-43e8-bc93-6894a57f9324"',
         "description": (
             "Asks for one answer and one bill, however often the request is sent "
             "(draft-ietf-httpapi-idempotency-key-header-07). A string of 1 to "
             f"{MAX_KEY_CHARACTERS} characters in quotes; without them, the characters of a token. It is kept "
             f"for {KEPT_SECONDS // 3600} hours from the answer; a request that failed leaves it free. Two "
-            "requests are the same if their model, options and pictures are, whatever form they come in."
+            "requests are the same if their model, options and pictures are, whatever form they come in and "
+            "whatever order their classes have. One that names no model is the same as one that does, where "
+            "the API key may use no other. What was answered is answered again, even if it is refused by now."
         ),
     },
     {
@@ -81,7 +89,7 @@ _CODES = {
     401: ("unauthenticated", "key_expired", "key_revoked"),
     403: ("forbidden",),
     404: ("model_not_found",),
-    409: ("idempotency_key_in_use",),
+    409: ("idempotency_key_in_use", "answer_not_kept"),
     413: ("payload_too_large",),
     415: ("unsupported_media_type",),
     422: ("invalid_request",),
@@ -110,15 +118,21 @@ def refused(
     responses: Responses = {}
     for status in sorted({*statuses, 500, 503}):
         headers: dict[str, Any] = {**REQUEST_ID}
-        if limited and status != 401:
+        if status == 401:
+            headers |= CHALLENGE
+        elif limited:
             headers |= RATE_LIMITS
         if status in (409, 429, 503):
             headers |= RETRY_AFTER
         described = ", ".join((codes or {}).get(status, _CODES[status]))
-        # By reference: as a model of each of them, it would be built anew a hundred times at the start.
-        content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-        responses[status] = {"description": described, "content": content, "headers": headers}
+        responses[status] = _problem(described, headers)
     return responses
+
+
+def _problem(description: str, headers: dict[str, Any]) -> dict[str, Any]:
+    # By reference: as a model of each of them, it would be built anew a hundred times at the start.
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {"description": description, "content": content, "headers": headers}
 
 
 def control(
@@ -129,10 +143,12 @@ def control(
     takes: type[BaseModel] | None = None,
     asks: type[BaseModel] | None = None,
     also: dict[str, str] | None = None,
+    fields: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """A route of the control plane. operator: theirs alone. takes, asks: its body and its query.
 
-    also: examples of other media types that it answers with, besides JSON.
+    fields: what its answer has in the header besides the usual. also: examples of other media types that it
+    answers with, besides JSON.
     """
     extra: dict[str, Any] = {"security": BY_OPERATOR if operator else BY_OWNER}
     if takes is not None:
@@ -140,7 +156,7 @@ def control(
         extra["requestBody"] = {"required": True, "content": content}
     if asks is not None:
         extra["parameters"] = documented(asks)
-    success = answered(description, status=status)
+    success = answered(description, *fields, status=status)
     if also is not None:
         success[status]["content"] = {
             media_type: {"schema": {"type": "string"}, "example": example}
@@ -178,6 +194,8 @@ def _complete(schema: dict[str, Any]) -> dict[str, Any]:
     for path in schema["paths"].values():
         for operation in path.values():
             _forget_foreign_refusals(operation["responses"])
+            # Of the path, not of the operation; but where else would a client look?
+            operation["responses"]["405"] = _problem("method_not_allowed", REQUEST_ID | ALLOW)
     for unused in ("HTTPValidationError", "ValidationError"):
         named.pop(unused, None)
     return schema

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import replace
@@ -20,9 +19,14 @@ from serving.api.schemas import MAX_CLASSES, PICTURE_MEDIA_TYPES, InferenceBody,
 from serving.api.trace_context import trace_id
 from serving.api.validation import invalid
 from serving.domain.inference import InferenceRequest, SentPicture
+from serving.domain.tenant import Principal
 from serving.errors import InvalidRequest, PictureUndecodable, UnsupportedMediaType
+from serving.threads import PriorityThreads
 
 MAX_FIELDS = 64
+MAX_PICTURES_ASKED_AGAIN = 1000
+"""That are read of a request with an `Idempotency-Key`, even where the caller's tier allows fewer: it may be
+one that was answered when the tier allowed more."""
 MAX_FIELD_BYTES = 4096
 LARGE_BODY_BYTES = 256 * 1024
 """Above this, parsing takes long enough to leave the event loop to others."""
@@ -38,15 +42,23 @@ async def read_inference_request(
     request_id: str,
     deployment_id: str | None,
     deadline: float,
-    max_pictures: int,
+    principal: Principal,
+    threads: PriorityThreads,
 ) -> InferenceRequest:
-    """Raises InvalidRequest, UnsupportedMediaType. What is too long is refused before it is looked into."""
+    """threads: for what takes long, in the order of the callers' priorities.
+
+    Raises InvalidRequest, UnsupportedMediaType. What is too long is refused before it is looked into.
+    """
     key = idempotency_key(request.headers.getlist("idempotency-key"))
-    options, pictures, single = await _read_form(request, body, max_pictures)
+    max_pictures = principal.tier.max_pictures_per_request
+    if key is not None:
+        max_pictures = max(max_pictures, MAX_PICTURES_ASKED_AGAIN)
+    options, pictures, single = await _read_form(request, body, max_pictures, principal, threads)
     asked = InferenceRequest(
         request_id=request_id,
         model=_one_model(deployment_id, request.query_params.get("model"), options.model),
         pictures=pictures,
+        received_bytes=len(body),
         single=single,
         deadline=deadline,
         trace_id=trace_id(request.headers.getlist("traceparent")) or request_id,
@@ -55,10 +67,14 @@ async def read_inference_request(
         max_detections=options.max_detections,
         classes=options.classes,
     )
-    return asked if key is None else replace(asked, idempotency=await named(key, asked))
+    if key is None:
+        return asked
+    return replace(asked, idempotency=await named(key, asked, principal=principal, threads=threads))
 
 
-async def _read_form(request: Request, body: bytes, max_pictures: int) -> Form:
+async def _read_form(
+    request: Request, body: bytes, max_pictures: int, principal: Principal, threads: PriorityThreads
+) -> Form:
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     query = request.query_params.multi_items()
@@ -71,7 +87,7 @@ async def _read_form(request: Request, body: bytes, max_pictures: int) -> Form:
     if media_type == "multipart/form-data":
         return await _multipart_form(content_type, body, max_pictures)
     if len(body) > LARGE_BODY_BYTES:
-        return await asyncio.to_thread(_json_form, body, max_pictures)
+        return await threads.run(principal.tier.priority, _json_form, body, max_pictures)
     return _json_form(body, max_pictures)
 
 

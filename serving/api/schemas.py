@@ -205,13 +205,13 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    instance: str
+    instance: str = Field(json_schema_extra={"format": "uri-reference"})
     code: str = Field(description="Stable: what a client may branch on")
     request_id: str
-    violated_policies: list[str] | None = Field(
-        default=None,
+    violated_policies: list[str] = Field(
+        default_factory=list,
         alias="violated-policies",
-        description="Of a 429: the limits that were reached, by their names in `RateLimit-Policy`",
+        description="Of a 429 only: the limits that were reached, by their names in `RateLimit-Policy`",
     )
 
 

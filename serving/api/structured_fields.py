@@ -3,7 +3,7 @@
 ::
 
     "burst";q=20;w=12, "month";q=100000      a List of Strings with parameters, as we write it
-    "8e03978e-40d5-43e8-bc93-6894a57f9324"   a String, as we read it
+    "8e03978e-40d5-43e8-bc93-6894a57f9324"   a String, as we read it, whatever parameters follow
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from urllib.parse import unquote_to_bytes
 
 LARGEST_INTEGER = 999_999_999_999_999
 
@@ -18,6 +19,18 @@ _KEY = re.compile(r"[a-z*][a-z0-9_\-.*]*")
 _CHARACTERS = re.compile(r"[\x20-\x7e]*")
 _STRING = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _ESCAPED = re.compile(r"\\(.)")
+_BARE_ITEM = "|".join(
+    (
+        r"-?[0-9]{1,12}\.[0-9]{1,3}",  # a Decimal
+        r"@?-?[0-9]{1,15}",  # an Integer, a Date
+        _STRING.pattern,
+        r"[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*",  # a Token
+        r":(?!=)(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2,3})?={0,2}:",  # a Byte Sequence
+        r"\?[01]",  # a Boolean
+        r'%"(?P<display>(?:[\x20\x21\x23\x24\x26-\x7e]|%[0-9a-f]{2})*)"',
+    )
+)
+_PARAMETER = re.compile(rf"; *{_KEY.pattern}(?:=(?:{_BARE_ITEM}))?")
 
 
 def serialised_list(items: Iterable[tuple[str, Mapping[str, int | str]]]) -> str:
@@ -32,9 +45,24 @@ def serialised_list(items: Iterable[tuple[str, Mapping[str, int | str]]]) -> str
 
 
 def parsed_string(field_value: str) -> str | None:
-    """What an Item says that is a String without parameters; None for anything else."""
-    match = _STRING.fullmatch(field_value.strip(" "))
-    return None if match is None else _ESCAPED.sub(r"\1", match[1])
+    """What an Item says that is a String, without its parameters; None for anything else."""
+    item = field_value.strip(" ")
+    match = _STRING.match(item)
+    if match is None or not _are_parameters(item[match.end() :]):
+        return None
+    return _ESCAPED.sub(r"\1", match[1])
+
+
+def _are_parameters(text: str) -> bool:
+    """Of any names and types: a recipient ignores those that it does not know (section 1.1)."""
+    place = 0
+    while match := _PARAMETER.match(text, place):
+        place = match.end()
+        try:
+            unquote_to_bytes(match["display"] or "").decode()
+        except UnicodeDecodeError:
+            return False
+    return place == len(text)
 
 
 def _parameters(parameters: Mapping[str, int | str]) -> str:

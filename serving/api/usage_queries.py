@@ -7,9 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from serving.domain.month import Month
+from serving.api.control_schemas import Name
+from serving.domain.month import YEARS, Month
 from serving.domain.usage import GroupBy, UsageQuery
 from serving.errors import InvalidRequest
 
@@ -18,7 +19,16 @@ MOST_DAYS_BY_HOUR = 92
 """So that an answer has a bound: by the hour it has 24 rows a day."""
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_RFC_3339 = re.compile(_DAY.pattern + r"[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}([Zz]|[+-][0-9]{2}:[0-9]{2})")
+_SECOND = r"[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}"
+_ZONE = r"([Zz]|[+-][0-9]{2}:[0-9]{2})"
+_RFC_3339 = re.compile(rf"{_DAY.pattern}{_SECOND}(\.0+)?{_ZONE}")
+_DAY_OR_HOUR = {
+    "anyOf": [
+        {"type": "string", "format": "date"},
+        # With minutes only where the zone's own make a whole hour of them: 13:30+05:30.
+        {"type": "string", "format": "date-time", "pattern": rf":[0-9]{{2}}:00(\.0+)?{_ZONE}$"},
+    ]
+}
 
 
 def _moment(text: str) -> datetime:
@@ -26,7 +36,7 @@ def _moment(text: str) -> datetime:
     if not (_DAY.fullmatch(text) or _RFC_3339.fullmatch(text)):
         raise ValueError("write it as 2026-11-21 or 2026-11-21T13:00:00Z")
     moment = datetime.fromisoformat(text.upper())
-    if not 2000 <= moment.year < 9000:
+    if moment.year not in YEARS:
         raise ValueError("nothing was billed that year")
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     if moment.minute or moment.second:
@@ -34,8 +44,10 @@ def _moment(text: str) -> datetime:
     return moment
 
 
-Moment = Annotated[datetime, BeforeValidator(_moment)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Moment = Annotated[datetime, BeforeValidator(_moment), WithJsonSchema(_DAY_OR_HOUR)]
+
+
+_MONTH = {"type": "string", "pattern": "^[2-8][0-9]{3}-(0[1-9]|1[0-2])$"}
 
 
 class _Period(BaseModel):
@@ -94,7 +106,7 @@ class UsageParameters(_Period):
 class InvoiceParameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    month: Annotated[Month, BeforeValidator(Month.parse), WithJsonSchema({"type": "string"})] = Field(
+    month: Annotated[Month, BeforeValidator(Month.parse), WithJsonSchema(_MONTH)] = Field(
         description="In UTC", examples=["2026-11"]
     )
     user: Name | None = Field(default=None, description="Whose; a user gets their own only")

@@ -22,9 +22,10 @@ from serving.adapters.sql.database import Database
 from serving.adapters.sql.key_registry import KeyRegistry
 from serving.adapters.tiers import load_tiers
 from serving.cli.console import errors, out
-from serving.cli.key_views import change_json, changes_table, key_json, keys_table, moment, print_table
+from serving.cli.key_views import changes_table, keys_table, moment, print_table
 from serving.clock import SystemClock
 from serving.domain.key_change import ChangedKeys
+from serving.domain.key_forms import change_form, issued_key_form, key_form
 from serving.domain.key_record import IssuedKey
 from serving.errors import BackendUnavailable, OperatorError
 from serving.metrics import Metrics
@@ -97,7 +98,7 @@ def list_keys(user: OfUser = None, as_json: AsJson = False) -> None:
             records = await registry.list(user=user)
         now = SystemClock().now()
         if as_json:
-            typer.echo(json.dumps([key_json(record, now) for record in records]))
+            typer.echo(json.dumps([key_form(record, now) for record in records]))
         else:
             print_table(keys_table(records, now))
 
@@ -112,7 +113,7 @@ def revoke(key_id: KeyId, as_json: AsJson = False) -> None:
         async with _registry() as registry:
             record = await registry.revoke(key_id, actor=_actor())
         if as_json:
-            typer.echo(json.dumps(key_json(record, SystemClock().now())))
+            typer.echo(json.dumps(key_form(record, SystemClock().now())))
         else:
             typer.echo(f"{record.id} of {record.user} is revoked since {moment(record.revoked_at)}.")
 
@@ -158,7 +159,7 @@ def history(
         async with _registry() as registry:
             rows = await registry.history(key_id=key, user=user, limit=limit)
         if as_json:
-            typer.echo(json.dumps([change_json(row) for row in rows]))
+            typer.echo(json.dumps([change_form(row) for row in rows]))
         else:
             print_table(changes_table(rows))
 
@@ -177,7 +178,7 @@ async def _set_user_enabled(user: str, *, enabled: bool, as_json: bool) -> None:
 def _show_once(issued: IssuedKey, *, as_json: bool) -> None:
     now = SystemClock().now()
     if as_json:
-        typer.echo(json.dumps({**key_json(issued.record, now), "api_key": issued.api_key.reveal()}))
+        typer.echo(json.dumps(issued_key_form(issued, now)))
         return
     print_table(keys_table([issued.record], now))
     typer.echo(f"\n{issued.api_key.reveal()}\n")  # not through rich, which would wrap it
@@ -194,8 +195,8 @@ class _Announcing:
         was_told = await self._publisher.publish(keys)
         if not was_told:
             errors.print(
-                "[bold yellow]warning:[/] Redis could not be told; gateways find the change in the database, "
-                "within a second where they can reach it.",
+                "[bold yellow]warning:[/] Redis could not be told; waiting until gateways have found the "
+                "change in the database.",
                 highlight=False,
             )
         return was_told
@@ -224,7 +225,7 @@ async def _registry() -> AsyncIterator[KeyRegistry]:
             )
         except BackendUnavailable as exc:
             why = getattr(exc.__cause__, "orig", exc.__cause__)
-            raise OperatorError(f"{exc.detail} {why}") from exc
+            raise OperatorError(exc.detail if why is None else f"{exc.detail} {why}") from exc
 
 
 def _actor() -> str:

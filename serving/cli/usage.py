@@ -5,27 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
-from typing import Annotated, Any, get_args
+from contextlib import asynccontextmanager
+from typing import Annotated, get_args
 
 import typer
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
-from rich.table import Table
 
-from serving.adapters.journal_count import count_waiting
+from serving.adapters.journal_count import count_journals
 from serving.adapters.redis.client import RedisConnection
+from serving.adapters.redis.poison import RedisPoison, Replayed
 from serving.adapters.redis.stream import RedisUsageStream
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.ledger import SqlLedger
 from serving.adapters.tiers import load_tiers
 from serving.api.usage_queries import UsageParameters
-from serving.cli.console import shown
 from serving.cli.key_views import print_table
+from serving.cli.usage_views import invoice_table, replayed_json, report_json, usage_table
 from serving.clock import SystemClock
 from serving.domain.invoice_forms import invoice_csv, invoice_json, usage_json
-from serving.domain.money import as_text
 from serving.domain.month import Month
 from serving.domain.usage import GroupBy, Invoice, UsageTotals
 from serving.errors import BackendUnavailable, OperatorError
@@ -37,7 +35,8 @@ from serving.settings import Settings, load_settings
 app = typer.Typer(help="What was used, what it costs, and whether the books agree.", no_args_is_help=True)
 
 CALL_TIMEOUT_SECONDS = 5.0
-"""Nobody waits at a gateway for what is asked here."""
+STATEMENT_TIMEOUT_SECONDS = 300.0
+"""Nobody waits at a gateway for what is asked here, and some of it reads the whole ledger."""
 
 
 def month(text: str) -> Month:
@@ -96,7 +95,7 @@ def show(
     if as_json:
         typer.echo(json.dumps(usage_json(rows, query)))
     else:
-        print_table(_usage_table(rows, group_by))
+        print_table(usage_table(rows, group_by))
 
 
 @app.command()
@@ -115,7 +114,7 @@ def invoice(of_month: OfMonth, user: OfUser = None, as_json: AsJson = False, as_
     elif as_csv:
         typer.echo(invoice_csv(made), nl=False)
     else:
-        print_table(_invoice_table(made))
+        print_table(invoice_table(made))
 
 
 @app.command()
@@ -128,17 +127,48 @@ def reconcile(repair: Repair = False, as_json: AsJson = False) -> None:
     settings = load_settings()
 
     async def run() -> Report:
-        async with _reconciliation(settings) as reconciliation:
+        async with _ledger(settings) as ledger, _redis(settings) as connection:
+            reconciliation = Reconciliation(
+                ledger,
+                RedisUsageStream(connection, consumer="reconcile"),
+                recount(connection, ledger),
+                count_journals=lambda: count_journals(settings.run_directory / "journal"),
+            )
             return await reconciliation.run(repair=repair)
 
     report = asyncio.run(run())
-    typer.echo(json.dumps(_report_json(report)) if as_json else report.line())
+    typer.echo(json.dumps(report_json(report)) if as_json else report.line())
     raise typer.Exit(0 if report.agrees else 1)
+
+
+@app.command()
+def replay_poison(as_json: AsJson = False) -> None:
+    """Move entries that were set aside, and can be read by now, back into the stream.
+
+    Ends with status 0 where none is left, and 1 where some still cannot be read.
+    """
+    settings = load_settings()
+
+    async def run() -> Replayed:
+        async with _ledger(settings) as ledger, _redis(settings) as connection:
+            replayed = await RedisPoison(connection).replay()
+            # A repair may have taken their charges for too many while nobody could read whose they are.
+            await recount(connection, ledger).correct(replayed.key_ids)
+            return replayed
+
+    replayed = asyncio.run(run())
+    if as_json:
+        typer.echo(json.dumps(replayed_json(replayed)))
+    else:
+        typer.echo(f"{replayed.moved} entries are in the stream again; {replayed.left} cannot be read.")
+        for reason in replayed.reasons:
+            typer.echo(f"  {reason}")
+    raise typer.Exit(1 if replayed.left else 0)
 
 
 @asynccontextmanager
 async def _ledger(settings: Settings) -> AsyncIterator[SqlLedger]:
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, command_timeout_seconds=STATEMENT_TIMEOUT_SECONDS)
     try:
         yield SqlLedger(database, load_tiers(settings.tiers_file))
     except BackendUnavailable as exc:
@@ -149,74 +179,12 @@ async def _ledger(settings: Settings) -> AsyncIterator[SqlLedger]:
 
 
 @asynccontextmanager
-async def _reconciliation(settings: Settings) -> AsyncIterator[Reconciliation]:
-    async with AsyncExitStack() as last_first:
-        ledger = await last_first.enter_async_context(_ledger(settings))
-        connection = RedisConnection(
-            settings.redis_address,
-            timeout_seconds=CALL_TIMEOUT_SECONDS,
-            metrics=Metrics(CollectorRegistry()),
-        )
-        last_first.push_async_callback(connection.close)
-        yield Reconciliation(
-            ledger,
-            RedisUsageStream(connection, consumer="reconcile"),
-            recount(connection, ledger),
-            count_journals=lambda: count_waiting(settings.run_directory / "journal"),
-        )
-
-
-def _usage_table(rows: Sequence[UsageTotals], group_by: str) -> Table:
-    table = Table(group_by)
-    for name in ("requests", "pictures", "megapixels", "received MiB", "inference s", "amount"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            shown(row.group),
-            str(row.requests),
-            str(row.pictures),
-            f"{row.pixels / 1e6:.1f}",
-            f"{row.received_bytes / (1 << 20):.1f}",
-            f"{row.inference_microseconds / 1e6:.1f}",
-            as_text(row.amount_micros),
-        )
-    return table
-
-
-def _invoice_table(made: Invoice) -> Table:
-    table = Table("user", "key", "tier", "deployment", "what", title=str(made.month), show_footer=True)
-    table.columns[0].footer = "total"
-    for name, footer in (("quantity", ""), ("unit price", ""), ("amount", as_text(made.total_micros))):
-        table.add_column(name, footer=footer, justify="right")
-    for line in made.lines:
-        names = (line.user, line.key_id, line.tier, line.deployment or "", line.what)
-        amounts = (str(line.quantity), as_text(line.unit_micros), as_text(line.amount_micros))
-        table.add_row(*map(shown, names), *amounts)
-    return table
-
-
-def _report_json(report: Report) -> dict[str, Any]:
-    return {
-        "agrees": report.agrees,
-        "line": report.line(),
-        "keys": report.keys,
-        "ledger": asdict(report.counts),
-        "in_stream": report.backlog.entries,
-        "lag_seconds": report.backlog.lag_seconds,
-        "set_aside": report.backlog.poison,
-        "in_journals": report.in_journals,
-        "unprimed_partitions": report.unprimed,
-        "repaired": report.repaired,
-        "differences": [
-            {
-                "key_id": key_id,
-                "month": str(of_month),
-                "count": drift.count,
-                "ledger": drift.ledger,
-                "in_stream": drift.on_the_way,
-                "leased": drift.leased,
-                "too_many": drift.certain,
-            }
-            for (key_id, of_month), drift in sorted(report.drifts.items())
-        ],
-    }
+async def _redis(settings: Settings) -> AsyncIterator[RedisConnection]:
+    metrics = Metrics(CollectorRegistry())
+    connection = RedisConnection(
+        settings.redis_address, timeout_seconds=CALL_TIMEOUT_SECONDS, metrics=metrics
+    )
+    try:
+        yield connection
+    finally:
+        await connection.close()

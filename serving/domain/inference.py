@@ -24,12 +24,13 @@ class InferenceRequest:
     """`single`: asked with one picture, answered with one (`images` answers a list, even of one).
 
     deadline: on `Clock.monotonic`'s line. trace_id: 32 hexadecimal digits. None: the model's default, and of
-    the idempotency key, that the client named none.
+    the idempotency key, that the client named none. received_bytes: of the body, as it was sent.
     """
 
     request_id: str
     model: str | None
     pictures: tuple[SentPicture, ...]
+    received_bytes: int
     single: bool
     deadline: float
     trace_id: str
@@ -38,10 +39,6 @@ class InferenceRequest:
     iou_threshold: float | None = None
     max_detections: int | None = None
     classes: tuple[str | int, ...] | None = None
-
-    @property
-    def received_bytes(self) -> int:
-        return sum(len(picture) for picture in self.pictures if isinstance(picture, bytes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -16,17 +17,20 @@ from serving.domain.usage import Invoice, InvoiceLine, UsageQuery, UsageTotals
 
 CSV_COLUMNS = ("month", "user", "key_id", "tier", "deployment", "what", "quantity", "unit_price", "amount")
 
-_FULL_WIDTH = ("\uff1d", "\uff0b", "\uff0d", "\uff20")
-_BEGINS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", *_FULL_WIDTH)
+_FORMULA_SIGN = "[-=+@\uff1d\uff0b\uff0d\uff20]"  # some take the full width forms for the signs themselves
+_WHERE_A_CELL_MAY_BEGIN = r"(?:\A|(?<=[;|\t\r\n]))"  # where another separator than ours is looked for
+_BEFORE_A_FORMULA = re.compile(rf'\A(?=[\t\r\n])|{_WHERE_A_CELL_MAY_BEGIN}(?=[\s"]*{_FORMULA_SIGN})')
 
 
 def invoice_csv(invoice: Invoice) -> str:
-    """As RFC 4180 has it, with a header. Names that a spreadsheet would run get an apostrophe before them.
+    """As RFC 4180 has it, with a header and every cell in quotes.
 
-    unit_price: of 1000 pictures, or of a month's subscription.
+    unit_price: of 1000 pictures, or of a subscription. Names that a spreadsheet would run are disarmed:
+    an apostrophe stands before them, and before each sign that begins a cell where another separator is
+    looked for.
     """
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(CSV_COLUMNS)
     for line in invoice.lines:
         names = (line.user, line.key_id, line.tier, line.deployment or "", line.what)
@@ -82,7 +86,7 @@ def _totals_json(row: UsageTotals) -> dict[str, Any]:
 
 
 def _harmless(name: str) -> str:
-    return f"'{name}" if name.startswith(_BEGINS_A_FORMULA) else name
+    return _BEFORE_A_FORMULA.sub("'", name)
 
 
 def _moment(when: datetime) -> str:

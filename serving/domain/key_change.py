@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from serving.domain.key_record import IssuedKey, KeyRecord, checked_name
+from serving.domain.key_record import MAX_ACTOR_CHARACTERS, IssuedKey, KeyRecord, checked_name
 
 KeyAction = Literal["created", "rotated", "revoked", "user_disabled", "user_enabled"]
 
@@ -38,7 +38,7 @@ class KeyChange:
     details: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checked_name("An actor", self.actor)
+        checked_name("An actor", self.actor, most_characters=MAX_ACTOR_CHARACTERS)
 
     @property
     def keys(self) -> ChangedKeys:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from serving.domain.api_key import ApiKey, KeyHasher, random_base62
+from serving.domain.month import YEARS
 from serving.domain.tenant import Principal, Tier
 from serving.errors import InternalError, KeyExpired, KeyRevoked, OperatorError, Unauthenticated
 
@@ -23,6 +24,10 @@ KeyState = Literal["active", "disabled", "expired", "revoked"]
 
 ID_CHARACTERS = 16
 MAX_NAME_CHARACTERS = 200
+MAX_ACTOR_CHARACTERS = 240
+"""A user's name, and before it what kind of actor that is."""
+EXPIRIES_END = datetime(YEARS.stop, 1, 1, tzinfo=UTC)
+"""Every expiry lies before it, far from where the calendar ends in one zone and not yet in another."""
 MAX_SECRETS = 8
 """Of one key, those included that have ended and are kept to say so."""
 MAX_OVERLAP = timedelta(days=365)
@@ -186,11 +191,16 @@ def rotate_key(record: KeyRecord, *, overlap: timedelta, hasher: KeyHasher, now:
     return IssuedKey(replace(record, secrets=kept), key)
 
 
-def checked_name(what: str, name: str) -> str:
+def checked_name(what: str, name: str, *, most_characters: int = MAX_NAME_CHARACTERS) -> str:
     """Raises OperatorError for a name that nobody could read, or that no row would hold."""
-    if not name.strip() or not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
-        raise OperatorError(f"{what} is named with 1 to {MAX_NAME_CHARACTERS} printable characters.")
+    if not can_be_a_name(name, most_characters=most_characters):
+        raise OperatorError(f"{what} is named with 1 to {most_characters} printable characters.")
     return name
+
+
+def can_be_a_name(text: str, *, most_characters: int = MAX_NAME_CHARACTERS) -> bool:
+    """Whether something may be called so; where not, nothing is, and no database need be asked."""
+    return bool(text.strip()) and text.isprintable() and len(text) <= most_characters
 
 
 def _allowed_models(models: Iterable[str] | None) -> frozenset[str] | None:
@@ -203,8 +213,13 @@ def _allowed_models(models: Iterable[str] | None) -> frozenset[str] | None:
 
 
 def _future(expires_at: datetime | None, now: datetime) -> datetime | None:
-    if expires_at is not None and expires_at.utcoffset() is None:
+    """In UTC."""
+    if expires_at is None:
+        return None
+    if expires_at.utcoffset() is None:
         raise OperatorError("The expiry needs a time zone.")
-    if expires_at is not None and expires_at <= now:
+    if expires_at <= now:
         raise OperatorError("The expiry lies in the past.")
-    return expires_at
+    if expires_at >= EXPIRIES_END:
+        raise OperatorError(f"The expiry lies after the year {YEARS[-1]}; leave it out for never.")
+    return expires_at.astimezone(UTC)

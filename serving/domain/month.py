@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+YEARS = range(2000, 9000)
+"""In which something can be billed: months, days and expiries of other years are refused."""
+
 _FORM = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 
 
@@ -21,10 +24,12 @@ class Month:
 
     @classmethod
     def parse(cls, text: str) -> Month:
-        """Raises ValueError for anything but `YYYY-MM`."""
+        """Raises ValueError for anything but `YYYY-MM`, and for a year in which nothing can be billed."""
         match = _FORM.fullmatch(text)
-        if match is None or match[1] == "0000":
+        if match is None:
             raise ValueError(f"{text!r} is no month; write it as 2026-11")
+        if int(match[1]) not in YEARS:
+            raise ValueError(f"{text!r} is no month like 2026-11: its year is {YEARS[0]} to {YEARS[-1]}")
         return cls(int(match[1]), int(match[2]))
 
     @property

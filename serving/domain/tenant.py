@@ -59,5 +59,10 @@ class Principal:
     models: frozenset[str] | None
     expires_at: datetime | None = None
 
+    @property
+    def only_model(self) -> str | None:
+        """What a request means that names no model; None where this key is not bound to a single one."""
+        return next(iter(self.models)) if self.models is not None and len(self.models) == 1 else None
+
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models

@@ -10,6 +10,13 @@ from serving.domain.month import Month
 
 GroupBy = Literal["total", "key", "user", "deployment", "tier", "day", "hour"]
 
+Verdict = Literal["new", "redelivered", "duplicate"]
+"""What an entry of the stream was to the ledger.
+
+redelivered: the ledger had its event, by this very entry. duplicate: by another one, so that the charge that
+this one stands for has to be given back.
+"""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HOUR = timedelta(hours=1)
 
@@ -89,9 +96,10 @@ class UsageTotals:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceLine:
-    """What one key owes for a month at one price, for pictures or as its subscription (quantity 1).
+    """What one key owes for a month at one price, for pictures or as its subscription.
 
-    unit_micros: for a thousand pictures, or for the month.
+    quantity: of a subscription 1, or 0 where its tier had no price that anybody knew of. unit_micros: for a
+    thousand pictures, or for the month.
     """
 
     user: str

@@ -11,15 +11,17 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from serving.adapters.redis.entries import StreamEntry
 from serving.adapters.redis.stream import Acknowledgement, Backlog, Handled, Reading
-from serving.adapters.sql.ledger import LedgerEntry, Recorded
+from serving.adapters.sql.ledger import LedgerEntry
+from serving.domain.usage import Verdict
 from serving.errors import AccountsUnavailable, BackendUnavailable
 from serving.metering.metrics import MeterMetrics
+from serving.metering.suspects import Recount, Suspects
 from serving.ports import Clock
 
 logger = logging.getLogger(__name__)
@@ -29,9 +31,6 @@ CLAIM_SECONDS = 1.0
 OBSERVE_SECONDS = 1.0
 TIDY_SECONDS = 60.0
 DRAIN_SECONDS = 5.0
-
-Recount = Callable[[Collection[str]], Awaitable[object]]
-"""Count these keys' pictures again. Raises AccountsUnavailable, BackendUnavailable."""
 
 Wait = Callable[[asyncio.Event, float], Awaitable[None]]
 """Wait for the event, at most so many seconds."""
@@ -48,7 +47,7 @@ class UsageStream(Protocol):
 
 
 class Recorder(Protocol):
-    async def record(self, entries: Sequence[LedgerEntry]) -> Sequence[Recorded]:
+    async def record(self, entries: Sequence[LedgerEntry]) -> Sequence[Verdict]:
         """What each was to the ledger, which has them all. Raises BackendUnavailable, and then has none."""
 
 
@@ -90,19 +89,28 @@ class Consumer:
     ) -> None:
         self._stream = stream
         self._ledger = ledger
-        self._recount = recount
         self._metrics = metrics
         self._clock = clock
         self._wait = wait
         self._stopping = asyncio.Event()
         self._read: Sequence[StreamEntry] = ()
         self._recorded: list[Handled] = []
-        self._suspects: set[str] = set()
+        self._suspects = Suspects(
+            recount, has_counted=metrics.recounted.inc, has_failed=self._recount_has_failed
+        )
+        self._later = 0
         self._claim_at = self._observe_at = self._tidy_at = clock.monotonic()
         self._drained_by = math.inf
 
     async def run(self) -> None:
         """Until it is cancelled, at any point and without loss, or told to `stop`."""
+        try:
+            await self._move()
+            await self._suspects.finish(within_seconds=self._drained_by - self._clock.monotonic())
+        finally:
+            await self._suspects.abandon()
+
+    async def _move(self) -> None:
         idle_in_a_row = failures_in_a_row = 0
         while self._clock.monotonic() < self._drained_by:
             try:
@@ -130,10 +138,11 @@ class Consumer:
         """Whether there was anything to move. After a failure it goes on where it was."""
         await self._keep_house()
         await self._acknowledge()
+        later_before = self._later
         if not self._read and len(self._recorded) < MAX_UNACKNOWLEDGED:
             self._read = await self._next()
         if not self._read:
-            return False
+            return self._later > later_before  # there may be more behind them
         with self._metrics.batch_seconds.time():
             await self._record()
             await self._acknowledge()
@@ -145,7 +154,12 @@ class Consumer:
             if claimed := self._entries_of(await self._stream.claim()):
                 return claimed
             self._claim_at = now + CLAIM_SECONDS
-        return self._entries_of(await self._stream.read())
+        reading = await self._stream.read()
+        if reading.later and not self._later:  # once a minute, for there may be many
+            logger.warning("entries of a later form wait for a newer version of the meter")
+        self._later += reading.later
+        self._metrics.later.inc(reading.later)
+        return self._entries_of(reading)
 
     def _entries_of(self, reading: Reading) -> Sequence[StreamEntry]:
         self._metrics.set_aside.inc(reading.set_aside)
@@ -166,19 +180,13 @@ class Consumer:
             self._recorded = outcome.unanswered
             # What was new, and yet not there any more, was flushed, and its charge with it. Whether the
             # counts were taken from the ledger before it came there or after, nobody knows.
-            self._suspects |= {each.entry.event.key_id for each in outcome.gone if each.verdict == "new"}
+            self._suspects.add(each.entry.event.key_id for each in outcome.gone if each.verdict == "new")
             self._metrics.failures.labels("redis").inc(len(outcome.unanswered))
-        if self._suspects:
-            await self._count_again()
 
-    async def _count_again(self) -> None:
-        try:
-            await self._recount(self._suspects)
-        except BackendUnavailable as error:
-            self._has_failed(error)
-            return
-        self._metrics.recounted.inc(len(self._suspects))
-        self._suspects.clear()
+    async def _recount_has_failed(self, error: BackendUnavailable, times_in_a_row: int) -> bool:
+        self._has_failed(error)
+        await self._wait(self._stopping, FAILING.after(times_in_a_row))
+        return not self._stopping.is_set()
 
     async def _keep_house(self) -> None:
         now = self._clock.monotonic()
@@ -190,6 +198,7 @@ class Consumer:
             self._observe_at = now + OBSERVE_SECONDS
         if now >= self._tidy_at:
             await self._stream.forget_dead_consumers()
+            self._later = 0
             self._tidy_at = now + TIDY_SECONDS
 
     def _has_failed(self, error: BackendUnavailable) -> None:

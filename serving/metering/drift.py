@@ -9,13 +9,16 @@ Redis is read as of one moment, but the ledger goes on. So it is read before and
 between may be in the rest of the sum or not, and the drift lies between two bounds, which meet where it
 gained nothing. Only in a backlog of more entries than fit into one look may a duplicate that is given back
 meanwhile blur the bounds; hence nothing is believed that was seen once.
+
+Entries of a later form stand for charges too, but nobody here can say of which key: in their partition no
+count is known to be too high.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Protocol
 
@@ -23,6 +26,7 @@ from serving.adapters.redis.counters import KeyMonth, Look, RedisCounters
 from serving.adapters.redis.entries import RawEntry, StreamEntry, decoded
 from serving.adapters.redis.keyspace import partition_of
 from serving.adapters.redis.pulse import stream_id
+from serving.adapters.usage_codec import LaterForm
 from serving.domain.month import Month
 
 KEYS_IN_A_LOOK = 1000
@@ -73,15 +77,27 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What one look found. epochs: of the partitions that were looked at."""
+    """What one look found.
+
+    epochs: of the partitions that were looked at. later: entries of a later form in their streams.
+    """
 
     drifts: Mapping[KeyMonth, Drift]
     epochs: Mapping[int, str | None]
+    later: int = 0
 
     def narrowed(self, earlier: Mapping[KeyMonth, Drift]) -> Sight:
         """To what was in doubt before, as far as it still may be."""
         both = {of: self.drifts[of].narrowed(before) for of, before in earlier.items()}
-        return Sight(both, self.epochs)
+        return replace(self, drifts=both)
+
+
+@dataclass(slots=True)
+class OnTheWay:
+    """pictures: of entries that stand for a charge which the ledger's total has not. later: of entries."""
+
+    pictures: dict[KeyMonth, int] = field(default_factory=lambda: defaultdict(int))
+    later: int = 0
 
 
 class DriftFinder:
@@ -98,11 +114,14 @@ class DriftFinder:
         """Raises AccountsUnavailable and BackendUnavailable."""
         before = await self._totals(months)
         epochs: dict[int, str | None] = {}
-        seen: list[tuple[Look, Mapping[KeyMonth, int]]] = []
+        later: dict[int, int] = {}
+        seen: list[tuple[Look, OnTheWay]] = []
         for partition, some in _by_partition(key_ids):
             look = await self.counters.look(partition, some)
             epochs[partition] = look.epoch
-            seen.append((look, await self._on_the_way(partition, look)))
+            on_the_way = await self._on_the_way(partition, look)
+            later[partition] = on_the_way.later
+            seen.append((look, on_the_way))
         after = await self._totals(months)
         drifts = {
             (key_id, month): _drift(look, on_the_way, (key_id, month), before, after)
@@ -110,21 +129,22 @@ class DriftFinder:
             for key_id in look.accounts
             for month in months
         }
-        return Sight(drifts, epochs)
+        return Sight(drifts, epochs, sum(later.values()))
 
     async def _totals(self, months: Iterable[Month]) -> Mapping[Month, Mapping[str, int]]:
         return {month: await self._ledger.month_totals(month) for month in months}
 
-    async def _on_the_way(self, partition: int, look: Look) -> Mapping[KeyMonth, int]:
-        """Pictures of entries that stand for a charge which the ledger's total has not."""
-        pictures: dict[KeyMonth, int] = defaultdict(int)
+    async def _on_the_way(self, partition: int, look: Look) -> OnTheWay:
+        found = OnTheWay()
         async for chunk in self._entries(partition, look):
-            entries = [entry for entry in _readable(partition, chunk) if entry.event.key_id in look.accounts]
+            readable, later = _readable(partition, chunk)
+            found.later += later
+            entries = [entry for entry in readable if entry.event.key_id in look.accounts]
             recorded = await self._ledger.entry_ids([entry.event.request_id for entry in entries])
             for entry in entries:
                 if recorded.get(entry.event.request_id) != entry.entry_id:
-                    pictures[entry.event.key_id, entry.event.month] += entry.event.pictures
-        return pictures
+                    found.pictures[entry.event.key_id, entry.event.month] += entry.event.pictures
+        return found
 
     async def _entries(self, partition: int, look: Look) -> AsyncIterator[Sequence[RawEntry]]:
         """Those of the look, then in chunks those that were there too: memory does not grow with them."""
@@ -139,7 +159,7 @@ class DriftFinder:
 
 def _drift(
     look: Look,
-    on_the_way: Mapping[KeyMonth, int],
+    on_the_way: OnTheWay,
     of: KeyMonth,
     before: Mapping[Month, Mapping[str, int]],
     after: Mapping[Month, Mapping[str, int]],
@@ -148,17 +168,23 @@ def _drift(
     account = look.accounts[key_id]
     ledger = after[month].get(key_id, 0)
     gained = ledger - before[month].get(key_id, 0)
-    count, leased, waiting = account.used[month], account.leased[month], on_the_way.get(of, 0)
+    count, leased, waiting = account.used[month], account.leased[month], on_the_way.pictures.get(of, 0)
     low = count - leased - waiting - ledger
-    return Drift(count, ledger, waiting, leased, low, low + gained)
+    at_least = min(low, 0) if on_the_way.later else low
+    return Drift(count, ledger, waiting, leased, at_least, low + gained)
 
 
-def _readable(partition: int, chunk: Iterable[RawEntry]) -> Iterator[StreamEntry]:
+def _readable(partition: int, chunk: Iterable[RawEntry]) -> tuple[Sequence[StreamEntry], int]:
+    """And how many are of a later form."""
+    entries, later = [], 0
     for raw in chunk:
         try:
-            yield decoded(partition, raw)
+            entries.append(decoded(partition, raw))
+        except LaterForm:
+            later += 1
         except ValueError:
             continue  # the consumer sets it aside, and says so
+    return entries, later
 
 
 def _by_partition(key_ids: Collection[str]) -> Iterator[tuple[int, Sequence[str]]]:

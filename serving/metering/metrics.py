@@ -34,6 +34,11 @@ class MeterMetrics:
             "Entries in the side stream, for an operator to look at.",
             registry=registry,
         )
+        self.later = Counter(
+            "visiongate_ledger_later_form_total",
+            "Entries of a later form that this consumer was handed: they wait in the stream for a newer one.",
+            registry=registry,
+        )
         self.recounted = Counter(
             "visiongate_ledger_recounted_keys_total",
             "Keys counted again because their entries were gone when they should have been acknowledged.",

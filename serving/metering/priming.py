@@ -34,8 +34,8 @@ class Priming:
         self._counters = recount.counters
 
     async def unprimed(self) -> list[int]:
-        looks = await asyncio.gather(*map(self._counters.look, range(PARTITIONS)))
-        return [partition for partition, look in enumerate(looks) if look.epoch is None]
+        epochs = await asyncio.gather(*map(self._counters.epoch, range(PARTITIONS)))
+        return [partition for partition, epoch in enumerate(epochs) if epoch is None]
 
     async def prime(self) -> None:
         """Return once every partition has an epoch, whoever made it. Costs one look where all have one."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
+from serving.adapters.journal_count import JournalCount
 from serving.adapters.redis.counters import KeyMonth
 from serving.adapters.redis.stream import Backlog
 from serving.adapters.sql.ledger import LedgerCounts
@@ -22,8 +23,8 @@ from serving.metering.recount import Recount
 REPAIRS = 3
 NAMED_DRIFTS = 3
 
-CountJournals = Callable[[], int]
-"""How many events wait in this host's journals. May block."""
+CountJournals = Callable[[], JournalCount]
+"""Of this host. May block."""
 
 
 class Counted(Protocol):
@@ -40,16 +41,18 @@ class Queued(Protocol):
 class Report:
     """What was found, after what was repaired.
 
-    drifts: of the counts that are off. in_journals: events that this host's gateways have not handed over to
-    Redis; no other number has them yet. unprimed: partitions of a Redis that is new, or was flushed, and not
-    filled from the ledger since. repaired: counts that were set right.
+    drifts: of the counts that are off. later: entries that only a newer version can read, and bill; one of
+    the backlog's each, as `poison` is not. journals: of this host; what waits there was not handed over to
+    Redis, and no other number has it yet. unprimed: partitions of a Redis that is new, or was flushed, and
+    not filled from the ledger since. repaired: counts that were set right.
     """
 
     keys: int
     counts: LedgerCounts
     drifts: Mapping[KeyMonth, Drift]
     backlog: Backlog
-    in_journals: int
+    later: int
+    journals: JournalCount
     unprimed: int
     repaired: int
 
@@ -59,7 +62,9 @@ class Report:
 
     @property
     def agrees(self) -> bool:
-        return self.sums_agree and not self.drifts
+        """An answer that nobody can read is one that nobody is billed for."""
+        unread = self.later or self.backlog.poison or self.journals.damaged
+        return self.sums_agree and not self.drifts and not unread
 
     def line(self) -> str:
         verdict = "They agree" if self.agrees else "They do not agree"
@@ -75,15 +80,19 @@ class Report:
             yield f"{key_id} counts {drift.count} in {month}, and should {drift.count - drift.certain}"
         if len(self.drifts) > NAMED_DRIFTS:
             yield f"so are {len(self.drifts) - NAMED_DRIFTS} more counts off"
+        if self.backlog.poison:
+            yield f"{self.backlog.poison} entries that cannot be read were set aside"
+        if self.later:
+            yield f"{self.later} entries can be read by a newer version only"
+        if self.journals.damaged:
+            yield f"{self.journals.damaged} journals of this machine are damaged"
 
     def _facts(self) -> Iterator[str]:
         yield f"{self.counts.events.requests} events, {self.backlog.entries} on their way, {self.keys} keys"
         if self.repaired:
             yield f"{self.repaired} counts were repaired"
-        if self.in_journals:
-            yield f"{self.in_journals} events wait in this machine's journals"
-        if self.backlog.poison:
-            yield f"{self.backlog.poison} entries that cannot be read were set aside"
+        if self.journals.waiting:
+            yield f"{self.journals.waiting} events wait in this machine's journals"
         if self.unprimed:
             yield f"{self.unprimed} partitions of Redis are not filled from the ledger yet"
 
@@ -121,7 +130,8 @@ class Reconciliation:
             counts=await self._ledger.counts(),
             drifts=sight.drifts,
             backlog=await self._stream.backlog(),
-            in_journals=await asyncio.to_thread(self._count_journals),
+            later=sight.later,
+            journals=await asyncio.to_thread(self._count_journals),
             unprimed=len(await self._priming.unprimed()),
             repaired=0,
         )

@@ -38,14 +38,15 @@ class Recount:
     async def differences(self, key_ids: Collection[str]) -> Sight:
         """The drifts that were still there when they were looked at again and again."""
         months = await self.counters.months()
-        sight = await self.drifts.look(key_ids, months)
+        sight = first = await self.drifts.look(key_ids, months)
         for _ in range(self.looks - 1):
             earlier = {of: drift for of, drift in sight.drifts.items() if drift.is_in_doubt}
             if not earlier:
                 break
             await self.sleep(LOOK_PAUSE_SECONDS)
             sight = (await self.drifts.look({key_id for key_id, _ in earlier}, months)).narrowed(earlier)
-        return Sight({of: drift for of, drift in sight.drifts.items() if drift.certain}, sight.epochs)
+        certain = {of: drift for of, drift in sight.drifts.items() if drift.certain}
+        return Sight(certain, sight.epochs, first.later)
 
     async def correct(self, key_ids: Collection[str]) -> int:
         """How many counts were off, and were set right."""

@@ -16,7 +16,7 @@ from tests.support.load import Books, Load
 from tests.support.programs import Program
 from tests.support.site import Site, seconds_until
 
-ROUNDS = 200 if IS_LONG else 10
+ROUNDS = 200 if IS_LONG else 8
 LONGEST_SECONDS = 3600 if IS_LONG else 120
 CLIENTS = 16
 KEYS = 8

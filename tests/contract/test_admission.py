@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from serving.domain.limits import LimitState
 from serving.domain.month import Month
 from serving.domain.tenant import Principal
-from serving.errors import InvalidRequest, QuotaExceeded, RateLimited, TooManyAtOnce
+from serving.errors import InvalidRequest, LimitReached, QuotaExceeded, RateLimited, TooManyAtOnce
 from serving.ports import Reservation
 from tests.support.account_forms import Accounts, NewAccounts
 from tests.support.requests import LEASE_SECONDS, admit, admitted, principal, settle
@@ -436,6 +436,24 @@ async def test_limits_say_what_is_left(new_accounts: NewAccounts) -> None:
     assert untouched == LimitState(10, 0.0, 100, 1.0, 5)
     assert reservation.limits == LimitState(6, 1.0, 96, 1.0, 4)
     assert later == LimitState(6, 0.75, 96, 0.75, 4)
+
+
+@pytest.mark.parametrize(
+    ("caller", "refusal"),
+    [
+        (principal(burst=10, quota=100, at_once=2), RateLimited),
+        (principal(burst=100, quota=10, at_once=2), QuotaExceeded),
+        (principal(burst=100, quota=100, at_once=1), TooManyAtOnce),
+    ],
+)
+async def test_a_refusal_says_what_is_left(
+    accounts: Accounts, caller: Principal, refusal: type[LimitReached]
+) -> None:
+    await admit(accounts.admission, caller, pictures=7)
+    with pytest.raises(refusal) as caught:
+        await admit(accounts.admission, caller, pictures=4)
+
+    assert caught.value.limits == await accounts.admission.limits(caller)
 
 
 async def test_where_there_is_no_limit_none_is_said(accounts: Accounts) -> None:

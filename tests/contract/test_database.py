@@ -14,6 +14,7 @@ from typing import Protocol
 import asyncpg
 import pytest
 from sqlalchemy import func, insert, select, text
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from serving.adapters.memory.clock import ManualClock
 from serving.adapters.sql.database import Database
@@ -133,7 +134,7 @@ async def test_a_failed_transaction_leaves_nothing(database_url: str, clock: Man
                 await session.execute(text("UPDATE api_keys SET tier = 'enterprise'"))
                 await session.execute(insert(KeySecretRow), rows_of_secrets(issued.record))
 
-        with pytest.raises(BackendUnavailable):
+        with pytest.raises(IntegrityError):
             await change_and_fail()
 
         assert list(await registry.list()) == [issued.record]
@@ -238,6 +239,46 @@ async def test_a_frozen_server_is_given_up_in_time(postgresql: Server, clock: Ma
         assert {type(answer) for answer in answers} == {BackendUnavailable}
         assert took_seconds < LOOK_UP_TIMEOUT_SECONDS + 2
         assert (await store.authenticate(issued.api_key.reveal())).key_id == issued.record.id
+
+
+SAID_WRONGLY = [
+    ("postgresql", "SELECT CAST(:text AS text)", {"text": "a\0b"}),  # no text of PostgreSQL's
+    ("postgresql", "SELECT 1 WHERE :number = 1", {"number": "one"}),  # refused by the driver
+    ("postgresql", "SELECT 1 / 0", {}),
+    ("postgresql", "SELECT colour FROM api_keys", {}),
+    ("postgresql", "SELECT FROM WHERE", {}),
+    ("sqlite", "INSERT INTO disabled_users VALUES ('ada', NULL)", {}),
+    ("sqlite", "SELECT :text", {}),  # with nothing for it
+]
+
+
+@pytest.mark.parametrize(("kind", "statement", "values"), SAID_WRONGLY)
+async def test_what_was_said_wrongly_is_no_trouble_of_the_database(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, statement: str, values: dict[str, str]
+) -> None:
+    url = (
+        f"sqlite:///{tmp_path}/keys.db"
+        if kind == "sqlite"
+        else request.getfixturevalue("postgresql").new_database(f"wrong_{time.monotonic_ns()}")
+    )
+    async with opened(url) as database:
+        with pytest.raises(StatementError) as caught:
+            async with database.writing() as session:
+                await session.execute(text(statement), values)
+        assert await database.answers()
+
+    assert not isinstance(caught.value, BackendUnavailable)
+
+
+async def test_tables_of_somebody_elses_are_trouble(postgresql: Server) -> None:
+    url = postgresql.new_database("foreign")
+    async with opened(url) as database:
+        async with database._engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE api_keys (id text)"))
+
+        with pytest.raises(BackendUnavailable):
+            await database.prepare()
+        assert not await database.answers()
 
 
 async def test_no_error_of_asyncpg_passes_untranslated() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,15 @@ import pytest
 from serving.domain.idempotency import KEPT_SECONDS, IdempotencyKey, fingerprint
 from serving.domain.inference import RenderedAnswer
 from serving.domain.month import Month
-from serving.errors import IdempotencyKeyInUse, IdempotencyKeyReused, QuotaExceeded, RateLimited
+from serving.errors import (
+    AnswerNotKept,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
+    QuotaExceeded,
+    RateLimited,
+)
 from serving.ports import Reservation
-from tests.support.account_forms import Accounts
+from tests.support.account_forms import KEPT_ANSWERS_BYTES, Accounts
 from tests.support.requests import ANSWER, LEASE_SECONDS, admit, ask, event_of, principal, settle
 
 KEY = IdempotencyKey("8e03978e-40d5-43dd-bc93-6894a57f9324", fingerprint([b"POST", b"/v1/infer", b"picture"]))
@@ -94,6 +101,35 @@ async def test_what_is_in_progress_says_when_to_ask_again(accounts: Accounts) ->
     assert retry_after == [1, 0.5]
 
 
+async def test_who_only_asks_for_the_answer_gets_it_and_claims_nothing(accounts: Accounts) -> None:
+    assert await accounts.admission.answered(CALLER, KEY) is None
+    reservation = await answered(accounts)
+
+    for caller in (CALLER, principal(rate=1, burst=1, quota=0)):  # whatever its limits are by now
+        assert await accounts.admission.answered(caller, KEY) == replace(ANSWER, replayed=True)
+    assert await accounts.admission.answered(principal(key_id="key_b"), KEY) is None
+    assert await accounts.admission.answered(CALLER, replace(KEY, key="another")) is None
+    with pytest.raises(IdempotencyKeyReused):
+        await accounts.admission.answered(CALLER, OTHER_REQUEST)
+
+    accounts.advance(KEPT_SECONDS)
+    assert await accounts.admission.answered(CALLER, OTHER_REQUEST) is None
+    assert accounts.billed("key_a") == [event_of(reservation)]
+    assert accounts.charged("key_a", reservation.month) == 2
+
+
+async def test_who_only_asks_while_it_is_in_progress_is_told_so(accounts: Accounts) -> None:
+    await admit(accounts.admission, CALLER, idempotency=KEY)
+    with pytest.raises(IdempotencyKeyInUse) as caught:
+        await accounts.admission.answered(CALLER, KEY)
+    with pytest.raises(IdempotencyKeyReused):
+        await accounts.admission.answered(CALLER, OTHER_REQUEST)
+
+    accounts.advance(LEASE_SECONDS)
+    assert caught.value.retry_after_seconds == 1
+    assert await accounts.admission.answered(CALLER, KEY) is None
+
+
 async def test_keys_of_different_callers_are_different_keys(accounts: Accounts) -> None:
     await answered(accounts)
 
@@ -162,6 +198,22 @@ async def test_of_a_gateway_that_was_killed_the_next_takes_over_when_its_lease_l
 
     assert accounts.billed("key_a") == [event_of(second)]
     assert (await accounts.admission.limits(CALLER)).quota == 998
+
+
+async def test_what_is_too_large_to_be_kept_is_not_billed_again(accounts: Accounts) -> None:
+    large = RenderedAnswer(random.Random(1).randbytes(KEPT_ANSWERS_BYTES + 1), {})
+    reservation = await answered(accounts, answer=large)
+
+    for _ in range(2):
+        with pytest.raises(AnswerNotKept):
+            await ask(accounts.admission, CALLER, pictures=2, idempotency=KEY)
+        await accounts.admission.give_back(reservation)
+    with pytest.raises(IdempotencyKeyReused):
+        await ask(accounts.admission, CALLER, idempotency=OTHER_REQUEST)
+
+    assert accounts.billed("key_a") == [event_of(reservation)]
+    accounts.advance(KEPT_SECONDS)
+    await admit(accounts.admission, CALLER, idempotency=KEY)
 
 
 @pytest.mark.parametrize("second_ends", [False, True], ids=["in progress", "answered"])

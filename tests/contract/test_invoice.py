@@ -8,13 +8,14 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from serving.adapters.memory.clock import ManualClock
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.ledger import SqlLedger
+from serving.adapters.sql.ledger_tables import SubscriptionPriceRow
 from serving.domain.month import Month
 from serving.domain.usage import Invoice, InvoiceLine, UsageEvent
-from serving.errors import OperatorError
 from tests.support.keys import ACTOR, TIERS, registry_of
 from tests.support.sql_ledger import entry
 from tests.support.usage_events import make_event
@@ -185,7 +186,7 @@ async def test_a_used_key_owes_the_subscription_of_its_last_event(
         ),
     ],
 )
-async def test_an_unused_key_owes_the_tables_subscription_while_it_could_be_used(
+async def test_an_unused_key_owes_its_tiers_subscription_while_it_could_be_used(
     ledger: SqlLedger,
     database: Database,
     created_at: datetime,
@@ -240,16 +241,101 @@ async def test_one_users_invoice_has_that_users_lines(ledger: SqlLedger, databas
     assert (await ledger.invoice(NOVEMBER, user="nobody")).lines == ()
 
 
-async def test_the_table_in_force_prices_unused_keys(database: Database) -> None:
+async def test_an_unused_key_owes_the_last_price_of_the_month_whatever_the_table_says_later(
+    database: Database,
+) -> None:
     tiers = dict(TIERS)
     ledger = SqlLedger(database, tiers)
     issued = await registry_of(database, ManualClock(on(2))).create(
         actor=ACTOR, user="ada", tier="enterprise"
     )
 
-    tiers["enterprise"] = replace(tiers["enterprise"], price_per_month=Decimal("0.000001"))
-    assert (await ledger.invoice(NOVEMBER)).lines == (subscription(issued.record.id, 1),)
-
+    for when, price in ((on(3), "0.000003"), (on(30, 23), "0.000002"), (NOVEMBER.end, "0.000001")):
+        tiers["enterprise"] = replace(TIERS["enterprise"], price_per_month=Decimal(price))
+        await ledger.note_prices(when)
     del tiers["enterprise"]
-    with pytest.raises(OperatorError, match=f"{issued.record.id} is in the tier 'enterprise'"):
-        await ledger.invoice(NOVEMBER)
+    await ledger.note_prices(NOVEMBER.end + timedelta(days=1))
+
+    assert (await ledger.invoice(NOVEMBER)).lines == (subscription(issued.record.id, 2),)
+    december = await ledger.invoice(Month(2026, 12))
+    assert december.lines == (subscription(issued.record.id, 1),)  # the tier is gone, the key is not
+
+
+async def test_a_gateway_with_an_older_table_does_not_take_a_price_back(database: Database) -> None:
+    """Each minute it notes its own again, as long as that one is new to it, and no longer."""
+    issued = await registry_of(database, ManualClock(on(1))).create(
+        actor=ACTOR, user="ada", tier="enterprise"
+    )
+    edited = {"enterprise": replace(TIERS["enterprise"], price_per_month=Decimal(7))}
+    older, newer = SqlLedger(database, TIERS), SqlLedger(database, edited)
+
+    await older.note_prices(on(2))
+    await newer.note_prices(on(3))
+    await older.note_prices(on(4))
+
+    assert (await newer.invoice(NOVEMBER)).lines == (subscription(issued.record.id, 7_000_000),)
+
+
+async def test_a_tier_whose_price_nobody_knew_in_that_month_is_a_line_of_nothing(
+    ledger: SqlLedger, database: Database
+) -> None:
+    issued = await registry_of(database, ManualClock(on(2))).create(
+        actor=ACTOR, user="ada", tier="enterprise"
+    )
+    async with database.writing() as session:
+        await session.execute(delete(SubscriptionPriceRow))
+    await ledger.note_prices(NOVEMBER.end)
+
+    assert (await ledger.invoice(NOVEMBER)).lines == (replace(subscription(issued.record.id, 0), quantity=0),)
+
+
+@pytest.mark.parametrize(
+    ("switches", "is_owed"),
+    [
+        pytest.param([(on(1) - timedelta(days=9), False)], False, id="all the month"),
+        pytest.param([(on(1), False)], False, id="since it began"),
+        pytest.param([(on(1, 1), False)], True, id="after its first hour"),
+        pytest.param([(on(1) - timedelta(days=9), False), (on(30, 23), True)], True, id="until its last"),
+        pytest.param(
+            [(on(1) - timedelta(days=9), False), (NOVEMBER.end, True)], False, id="until it was over"
+        ),
+        pytest.param(
+            [(on(1) - timedelta(days=9), False), (on(1) - timedelta(days=8), True)], True, id="before"
+        ),
+        pytest.param([(NOVEMBER.end, False)], True, id="afterwards"),
+    ],
+)
+async def test_a_key_owes_nothing_for_a_month_in_which_its_user_was_disabled(
+    ledger: SqlLedger, database: Database, switches: list[tuple[datetime, bool]], is_owed: bool
+) -> None:
+    clock = ManualClock(on(1) - timedelta(days=40))
+    registry = registry_of(database, clock)
+    keys = {
+        user: (await registry.create(actor=ACTOR, user=user, tier="enterprise")).record.id
+        for user in ("ada", "bob")
+    }
+    for when, enabled in switches:
+        clock.set_wall_clock(when)
+        await registry.set_user_enabled("ada", enabled=enabled, actor=ACTOR)
+
+    lines = (await ledger.invoice(NOVEMBER)).lines
+
+    of_ada = [subscription(keys["ada"], SUBSCRIPTION_MICROS)] if is_owed else []
+    assert lines == (*of_ada, subscription(keys["bob"], SUBSCRIPTION_MICROS, user="bob"))
+    assert (await ledger.invoice(NOVEMBER, user="ada")).lines == tuple(of_ada)
+
+
+async def test_a_key_that_was_revoked_before_its_user_was_enabled_again_owes_nothing(
+    ledger: SqlLedger, database: Database
+) -> None:
+    clock = ManualClock(on(1) - timedelta(days=40))
+    registry = registry_of(database, clock)
+    issued = await registry.create(actor=ACTOR, user="ada", tier="enterprise")
+    clock.set_wall_clock(on(1) - timedelta(days=9))
+    await registry.set_user_enabled("ada", enabled=False, actor=ACTOR)
+    clock.set_wall_clock(on(10))
+    await registry.revoke(issued.record.id, actor=ACTOR)
+    clock.set_wall_clock(on(20))
+    await registry.set_user_enabled("ada", enabled=True, actor=ACTOR)
+
+    assert (await ledger.invoice(NOVEMBER)).lines == ()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
 from serving.adapters.memory.clock import START, ManualClock
-from serving.domain.key_record import MAX_OVERLAP, MAX_SECRETS
+from serving.domain.key_record import MAX_NAME_CHARACTERS, MAX_OVERLAP, MAX_SECRETS
 from serving.errors import KeyExpired, OperatorError, UnknownKey
 from tests.support.keys import ACTOR, House, memory_house, sql_house
 from tests.support.postgresql import PostgresqlServer
@@ -311,3 +311,19 @@ async def test_an_actor_that_nobody_could_read_changes_nothing(house: House, act
 
     assert list(await house.keys.list()) == [issued.record]
     assert len(await house.keys.history()) == 1
+
+
+async def test_a_user_with_the_longest_name_is_written_down_as_who_did_it(house: House) -> None:
+    actor = "user:" + "a" * MAX_NAME_CHARACTERS
+    issued = await house.create(user="a" * MAX_NAME_CHARACTERS)
+
+    await house.keys.rotate(issued.record.id, actor=actor, overlap=timedelta())
+    await house.keys.revoke(issued.record.id, actor=actor)
+
+    assert [row.change.actor for row in await house.keys.history()][-2:] == [actor, actor]
+
+
+async def test_an_expiry_that_has_no_time_in_utc_is_refused(house: House) -> None:
+    expires_at = datetime.max.replace(tzinfo=timezone(-timedelta(hours=14)))
+    with pytest.raises(OperatorError, match="8999"):
+        await house.create(expires_at=expires_at)

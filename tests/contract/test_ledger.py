@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import select, text
 
 from serving.adapters.sql.database import Database
-from serving.adapters.sql.ledger import LedgerEntry, Recorded, SqlLedger
+from serving.adapters.sql.ledger import LedgerEntry, SqlLedger
 from serving.adapters.sql.ledger_tables import EVENTS
 from serving.domain.month import Month
-from serving.domain.usage import UsageEvent, UsageQuery
+from serving.domain.usage import UsageEvent, UsageQuery, Verdict
 from serving.errors import BackendUnavailable
 from tests.support.keys import TIERS
 from tests.support.sql_ledger import assert_holds, entry
@@ -69,7 +69,7 @@ async def test_an_event_is_kept_as_it_was(ledger: SqlLedger, database: Database,
     ],
 )
 async def test_an_event_is_billed_once_however_often_it_comes(
-    ledger: SqlLedger, batches: list[list[str]], verdicts: list[list[Recorded]]
+    ledger: SqlLedger, batches: list[list[str]], verdicts: list[list[Verdict]]
 ) -> None:
     given_ = [[LedgerEntry(make_event(each[0]), each[2:]) for each in batch] for batch in batches]
 
@@ -106,7 +106,7 @@ async def test_consumers_at_once_bill_each_event_once(
         [make_event(f"req_{overlap or owner}_{number}", key_id=f"key_{number % 50}") for number in range(600)]
         for owner in range(len(ledgers))
     ]
-    verdicts: Counter[tuple[str, Recorded]] = Counter()
+    verdicts: Counter[tuple[str, Verdict]] = Counter()
 
     async def consume(number: int) -> None:
         mixed = random.Random(number).sample(events[number], len(events[number]))
@@ -184,9 +184,24 @@ async def test_reading_without_a_database_is_trouble() -> None:
         ledger.usage(UsageQuery(NOVEMBER.begin, NOVEMBER.end)),
         ledger.invoice(NOVEMBER),
         ledger.month_totals(NOVEMBER),
+        ledger.used("key_1", NOVEMBER),
         ledger.entry_ids(["req_1"]),
         ledger.counts(),
     ):
         with pytest.raises(BackendUnavailable):
             await asked
     await database.close()
+
+
+async def test_what_one_key_has_used_in_a_month(ledger: SqlLedger) -> None:
+    december = datetime(2026, 12, 1, tzinfo=UTC)
+    events = [
+        replace(EVENT, request_id="req_1", key_id="key_a", pictures=3),
+        replace(EVENT, request_id="req_2", key_id="key_a", pictures=4, deployment="another"),
+        replace(EVENT, request_id="req_3", key_id="key_b", pictures=50),
+        replace(EVENT, request_id="req_4", key_id="key_a", pictures=600, admitted_at=december),
+    ]
+    await ledger.record([entry(event, f"{number}-0") for number, event in enumerate(events, start=1)])
+    assert await ledger.used("key_a", NOVEMBER) == 7
+    assert await ledger.used("key_a", NOVEMBER.next) == 600
+    assert await ledger.used("key_c", NOVEMBER) == 0

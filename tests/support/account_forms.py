@@ -31,6 +31,7 @@ local function now_microseconds()
     return tonumber(redis.call('GET', 'vg:' .. string.match(KEYS[1], '{%d+}') .. ':clock'))
 end
 """
+KEPT_ANSWERS_BYTES = 256 << 10
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -53,7 +54,7 @@ class Accounts(ABC):
 
     @abstractmethod
     def charged(self, key_id: str, month: Month) -> int:
-        """Pictures of the month's quota that are spoken for."""
+        """Pictures of the month's quota that are billed, or reserved by leases that last."""
 
     @abstractmethod
     def billed(self, key_id: str) -> Sequence[UsageEvent]:
@@ -67,7 +68,9 @@ class NewAccounts(Protocol):
 class InMemoryAccounts(Accounts):
     def __init__(self, start: datetime) -> None:
         self._clock = ManualClock(start)
-        self.admission: InMemoryAdmission = InMemoryAdmission(self._clock)
+        self.admission: InMemoryAdmission = InMemoryAdmission(
+            self._clock, kept_answers_bytes=KEPT_ANSWERS_BYTES
+        )
         self.meter: InMemoryMeter = InMemoryMeter(self.admission)
 
     @property
@@ -93,7 +96,9 @@ class RedisAccounts(Accounts):
     def __init__(self, client: Client, connection: RedisConnection, start: datetime) -> None:
         self.client = client
         self.admission: RedisAdmission = RedisAdmission(connection, clock=MOVED_CLOCK)
-        self.meter: RedisMeter = RedisMeter(connection, clock=MOVED_CLOCK)
+        self.meter: RedisMeter = RedisMeter(
+            connection, kept_answers_bytes=KEPT_ANSWERS_BYTES, clock=MOVED_CLOCK
+        )
         self.step_clock(start)
 
     @property
@@ -112,8 +117,15 @@ class RedisAccounts(Accounts):
         pipeline.execute()
 
     def charged(self, key_id: str, month: Month) -> int:
-        used: Any = self.client.hget(keyspace.account(key_id), keyspace.used_field(month))
-        return int(used or 0)
+        fields: Any = self.client.hgetall(keyspace.account(key_id))
+        leases = [value.decode().split() for name, value in fields.items() if name.startswith(b"lease:")]
+        now_us = (self.now - _EPOCH) // timedelta(microseconds=1)
+        lapsed = sum(
+            int(pictures)
+            for since_us, for_us, pictures, its_month in leases
+            if its_month == str(month) and abs(now_us - int(since_us)) >= int(for_us)
+        )
+        return int(fields.get(keyspace.used_field(month).encode(), 0)) - lapsed
 
     def billed(self, key_id: str) -> Sequence[UsageEvent]:
         entries: Any = self.client.xrange(keyspace.usage_stream(keyspace.partition_of(key_id)))

@@ -19,7 +19,7 @@ from serving.adapters.sql.database import Database
 from serving.adapters.sql.ledger import SqlLedger
 from serving.adapters.tiers import load_tiers
 from serving.clock import SystemClock
-from serving.metering.consumer import Consumer, Recorder
+from serving.metering.consumer import Consumer, Recorder, Wait, wait_for
 from serving.metering.metrics import MeterMetrics
 from serving.metering.recount import recount
 from tests.support.metering import connect
@@ -37,6 +37,7 @@ def new_consumer(
     metrics: MeterMetrics | None = None,
     claim_idle_seconds: float = 0.0,
     entries_per_partition: int = 256,
+    wait: Wait = wait_for,
 ) -> Consumer:
     """One that takes over at once what others were handed, unless told otherwise.
 
@@ -54,6 +55,7 @@ def new_consumer(
         recount(connection, ledger).correct,
         metrics or MeterMetrics(CollectorRegistry()),
         SystemClock(),
+        wait=wait,
     )
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+
+from pydantic import SecretStr
+
+PATIENCE_SECONDS = 20.0
 
 
 class Forwarder:
@@ -14,6 +18,17 @@ class Forwarder:
         self.port = 0
         self._target_port = target_port
         self._writers: set[asyncio.StreamWriter] = set()
+        self._has_carried = asyncio.Event()
+
+    async def until_something_was_sent(self) -> None:
+        """From now on, by a client: it lies in the server's buffer when this returns."""
+        self._has_carried.clear()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self._has_carried.wait()
+
+    @property
+    def redis_url(self) -> SecretStr:
+        return SecretStr(f"redis://127.0.0.1:{self.port}/0")
 
     def lead_to(self, port: int) -> None:
         """From now on; connections that there are, are broken."""
@@ -35,7 +50,7 @@ class Forwarder:
             stack.push_async_callback(self._close, writer)
             self._writers.add(writer)
             ways = {
-                asyncio.create_task(_copy(client_reader, writer)),
+                asyncio.create_task(_copy(client_reader, writer, self._has_carried.set)),
                 asyncio.create_task(_copy(reader, client_writer)),
             }
             try:
@@ -74,8 +89,11 @@ async def forwarding(target_port: int) -> AsyncIterator[Forwarder]:
         await server.wait_closed()
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, then: Callable[[], None] = lambda: None
+) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(65_536):
             writer.write(data)
             await writer.drain()
+            then()

@@ -44,9 +44,10 @@ async def replay(folder: Path, url: str) -> None:
     metrics = Metrics(CollectorRegistry())
     meter = RedisMeter(RedisConnection(SecretStr(url), timeout_seconds=10.0, metrics=metrics))
 
-    async def hand_over(records: Sequence[JournalRecord]) -> None:
+    async def hand_over(records: Sequence[JournalRecord]) -> Sequence[JournalRecord]:
         for record in records:
             await meter.append(record.event, idempotency=record.idempotency, answer=record.answer)
+        return []
 
     def die(_: JournalFile) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,8 +1,9 @@
 """A process that asks a gateway's key store for ever whether keys still work, and says when one stops.
 
 Run as `python -m tests.support.key_gateway DATABASE_URL REDIS_URL`. A key a line on stdin; a JSON line on
-stdout when it works, `{"prefix": "…", "said": "works", "at": 12.5}`, and one when it no longer does, with the
-code of the refusal. Times are of the machine's monotonic clock, which all processes share.
+stdout when it works, `{"prefix": "…", "said": "works", "last_worked": 12.5}`, and one when it no longer does,
+with the code of the refusal. last_worked: when it was asked last that was answered with yes, on the machine's
+monotonic clock, which all processes share.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from serving.errors import VisiongateError
 from serving.metrics import Metrics
 from tests.support.keys import store_of
 
-ASK_SECONDS = 0.001
+ASK_SECONDS = 0.02
 
 
 async def main(database_url: str, redis_url: str) -> None:
@@ -44,15 +45,16 @@ async def main(database_url: str, redis_url: str) -> None:
 
 async def watch(store: SqlKeyStore, api_key: str) -> None:
     prefix = ApiKey.parse(api_key).prefix
-    said = "nothing"
+    said, last_worked = "nothing", time.monotonic()
     while said in ("nothing", "works"):
+        asked_at = time.monotonic()
         try:
             await store.authenticate(api_key)
-            now = "works"
+            now, last_worked = "works", asked_at
         except VisiongateError as error:
             now = error.code
         if now != said:
-            print(json.dumps({"prefix": prefix, "said": now, "at": time.monotonic()}), flush=True)  # noqa: T201 - what it is for
+            print(json.dumps({"prefix": prefix, "said": now, "last_worked": last_worked}), flush=True)  # noqa: T201 - what it is for
         said = now
         await asyncio.sleep(ASK_SECONDS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -75,7 +75,16 @@ async def sql_house(url: str, clock: Clock) -> AsyncIterator[House]:
         yield House(registry_of(database, clock), another_store(), another_store)
 
 
-def registry_of(database: Database, clock: Clock, publisher: KeyChangePublisher | None = None) -> KeyRegistry:
+async def no_wait(seconds: float) -> None:
+    """For a registry whose gateways look when a test has them look."""
+
+
+def registry_of(
+    database: Database,
+    clock: Clock,
+    publisher: KeyChangePublisher | None = None,
+    wait: Callable[[float], Awaitable[None]] = no_wait,
+) -> KeyRegistry:
     """publisher: without one, every message is lost."""
     return KeyRegistry(
         database,
@@ -83,6 +92,7 @@ def registry_of(database: Database, clock: Clock, publisher: KeyChangePublisher 
         tiers=TIERS,
         clock=clock,
         publisher=publisher or Unpublished(),
+        wait=wait,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -15,6 +16,8 @@ from typing import NoReturn
 
 import psutil
 import pytest
+
+from tests.support.waiting import eventually
 
 START_TIMEOUT_SECONDS = 60.0
 
@@ -68,18 +71,21 @@ class PostgresqlServer:
     def stop(self) -> None:
         """Like a crash: no goodbye to clients."""
         if self._process is not None:
-            self._process.send_signal(3)  # SIGQUIT: immediate shutdown, children included
+            self._process.send_signal(signal.SIGQUIT)  # immediate shutdown, children included
             self._process.wait(timeout=30)
             self._process = None
 
     def kill(self) -> None:
-        """SIGKILL, all of it at once: a new start refuses to share with what is left of the last."""
+        """SIGKILL, all of it at once. Returns when all of it is gone: a new start refuses to be beside it."""
         if self._process is not None:
-            for process in self._family():
+            self._process.send_signal(signal.SIGSTOP)  # it begins nobody any more
+            family = self._family()
+            for process in family:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=START_TIMEOUT_SECONDS)
             self._process = None
+            assert eventually(lambda: not any(map(_lives, family))), "a process of PostgreSQL survives"
 
     def freeze(self) -> None:
         for process in self._family():
@@ -134,6 +140,13 @@ def running_postgresql(*, durable: bool = False) -> Iterator[PostgresqlServer]:
             yield server
         finally:
             server.stop()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _do_without(why: str) -> NoReturn:

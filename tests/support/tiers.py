@@ -7,6 +7,7 @@ from serving.domain.tenant import Tier
 
 def make_tier(
     *,
+    name: str = "test",
     rate: int = 6000,
     burst: int = 100,
     monthly_quota: int | None = None,
@@ -14,7 +15,7 @@ def make_tier(
     priority: int = 1,
 ) -> Tier:
     return Tier(
-        name="test",
+        name=name,
         rate_limit_per_minute=rate,
         burst=burst,
         monthly_quota=monthly_quota,

@@ -76,7 +76,7 @@ def three_anchors(batch_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class World:
-    """The app and what stands behind it, for tests to look into."""
+    """The app and what stands behind it, for tests to look into. There is one of `body_threads`."""
 
     app: FastAPI
     client: httpx.AsyncClient
@@ -88,6 +88,8 @@ class World:
     backend: InMemoryBackend
     metrics: Metrics
     held_bytes: Budget
+    body_threads: PriorityThreads
+    tiers: dict[str, Tier]
     issue: Callable[..., str]
     degraded: list[str]
 
@@ -107,22 +109,30 @@ def as_user(name: str) -> dict[str, str]:
 @asynccontextmanager
 async def running_world(
     tier: Tier,
-    *,
+    *others: Tier,
     contracts: Sequence[ModelContract] = SHAPES_AND_OTHER,
     model: Model = three_anchors,
     request_timeout_seconds: float = 10,
+    max_queued_pictures: int = 8,
     make_admission: Callable[[Clock], InMemoryAdmission] = InMemoryAdmission,
+    make_keys: type[InMemoryKeyStore] = InMemoryKeyStore,
     ledger: Ledger | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[World]:
-    """model: answers for all of the contracts. ledger: None is one whose database nobody can open."""
-    clock = SystemClock()
+    """tier: of the keys that are issued without naming one of the others.
+
+    model: answers for all of the contracts. ledger: None is one whose database nobody can open.
+    """
+    tiers = {each.name: each for each in (tier, *others)}
+    clock = clock or SystemClock()
     metrics = Metrics(CollectorRegistry())
-    keys = InMemoryKeyStore(server_secret=SECRET, tiers={tier.name: tier}, clock=clock)
+    keys = make_keys(server_secret=SECRET, tiers=tiers, clock=clock)
     admission = make_admission(clock)
     meter = InMemoryMeter(admission)
     backend = InMemoryBackend(model, clock)
-    held_bytes = Budget(2 * MAX_BODY_BYTES)
-    with ThreadPoolExecutor(2) as executor:
+    held_bytes = Budget(2 * MAX_BODY_BYTES, left_to_the_urgent=2 * MAX_BODY_BYTES // 8)
+    with ThreadPoolExecutor(2) as executor, ThreadPoolExecutor(1) as body_executor:
+        body_threads = PriorityThreads(body_executor, 1)
         threads = PriorityThreads(executor, 2)
 
         def make_detector(model: CatalogModel) -> Detector:
@@ -132,7 +142,7 @@ async def running_world(
                 limits=DetectorLimits(
                     max_batch_size=model.max_batch_size,
                     max_batches_in_flight=1,
-                    max_queued_pictures=8,
+                    max_queued_pictures=max_queued_pictures,
                     max_picture_pixels=MAX_PIXELS,
                 ),
                 decoded_pixels=Budget(MAX_PIXELS),
@@ -167,6 +177,7 @@ async def running_world(
             crowd=crowd,
             body_limits=BodyLimits(MAX_BODY_BYTES, timeout_seconds=5),
             held_bytes=held_bytes,
+            body_threads=body_threads,
             request_timeout_seconds=request_timeout_seconds,
             readiness=readiness,
         )
@@ -188,6 +199,7 @@ async def running_world(
             [data_plane_router(plane), control_plane_router(control)],
             metrics=metrics,
             crowd=crowd,
+            clock=clock,
             on_startup=lanes.start,
             in_background=lanes.run,
             on_shutdown=close,
@@ -199,13 +211,14 @@ async def running_world(
             revoked: bool = False,
             expired: bool = False,
             models: list[str] | None = None,
+            tier: str = tier.name,
         ) -> str:
             issued = issue_key(
                 user=user,
-                tier=tier.name,
+                tier=tier,
                 models=models,
                 expires_at=None,
-                tiers={tier.name: tier},
+                tiers=tiers,
                 hasher=KeyHasher(SECRET),
                 now=clock.now(),
             )
@@ -223,7 +236,7 @@ async def running_world(
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             yield World(
                 *(app, client, keys, admission, meter, catalog, lanes),
-                *(backend, metrics, held_bytes, issue, degraded),
+                *(backend, metrics, held_bytes, body_threads, tiers, issue, degraded),
             )
         await close()
 

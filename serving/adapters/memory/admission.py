@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from serving.adapters import limits
-from serving.adapters.memory.answers import KeptAnswers
+from serving.adapters.memory.answers import MAX_BYTES, KeptAnswers
 from serving.adapters.memory.token_bucket import TokenBucket
 from serving.domain.idempotency import IdempotencyKey
 from serving.domain.inference import RenderedAnswer
@@ -59,10 +59,11 @@ class InMemoryAdmission:
         picture_costs: Callable[[], int] = lambda: 1,
         admitted_at: Callable[[], datetime] | None = None,
         max_accounts: int = MAX_ACCOUNTS,
+        kept_answers_bytes: int = MAX_BYTES,
     ) -> None:
         """picture_costs: tokens for each picture, at least 1: the number of gateways where each is to admit
         its share. A full bucket is enough for any request, and owes what that costs beyond it. admitted_at:
-        what time it is, for months and reservations; None is the clock's.
+        what time it is, for months and reservations; None is the clock's. kept_answers_bytes: of all keys.
         """
         self._clock = clock
         self._picture_costs = picture_costs
@@ -70,8 +71,7 @@ class InMemoryAdmission:
         self._max_accounts = max_accounts
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self._used: OrderedDict[Month, Counter[str]] = OrderedDict()
-        self._admitted: Counter[str] = Counter()
-        self._answers = KeptAnswers()
+        self._answers = KeptAnswers(max_bytes=kept_answers_bytes)
 
     async def admit(
         self,
@@ -96,20 +96,25 @@ class InMemoryAdmission:
         account.bucket.take(tokens, tier, now_us)
         account.leases[request_id] = lease
         self._used_in(lease.month)[key_id] += pictures
-        self._admitted[key_id] += pictures
         if idempotency:
             self._answers.claim(key_id, idempotency, request_id, lease.ends_at_us)
-        return Reservation(request_id, key_id, pictures, now, self._state(tier, key_id, account), idempotency)
+        return Reservation(
+            request_id, key_id, pictures, now, self._state(tier, key_id, account, now), idempotency
+        )
+
+    async def answered(self, principal: Principal, idempotency: IdempotencyKey) -> RenderedAnswer | None:
+        return self._answers.find(principal.key_id, idempotency, self._now_us())
 
     async def limits(self, principal: Principal) -> LimitState:
-        return self._state(principal.tier, principal.key_id, self._account(principal))
+        account = self._account(principal)
+        return self._state(principal.tier, principal.key_id, account, self._admitted_at())
 
     async def give_back(self, reservation: Reservation) -> None:
         key_id, request_id = reservation.key_id, reservation.request_id
         if reservation.idempotency:
             self._answers.release(key_id, reservation.idempotency, request_id)
         if (account := self._swept(key_id)) and (lease := account.leases.get(request_id)):
-            self._give_back(key_id, account, lease.tokens, lease.pictures)
+            account.bucket.give_back(lease.tokens)
             self._end(key_id, account, request_id)
 
     def settle(self, event: UsageEvent, reservation: Reservation, answer: RenderedAnswer) -> None:
@@ -119,20 +124,17 @@ class InMemoryAdmission:
             self._answers.keep(key_id, reservation.idempotency, request_id, answer, self._now_us())
         if (account := self._swept(key_id)) and (lease := account.leases.get(request_id)):
             spare = lease.pictures - event.pictures
-            self._give_back(key_id, account, lease.tokens * spare // lease.pictures, spare)
+            account.bucket.give_back(lease.tokens * spare // lease.pictures)
             self._end(key_id, account, request_id)
         self._used_in(event.month)[key_id] += event.pictures
 
-    def resume(self, principal: Principal, tokens: int, *, used: int | None = None) -> None:
+    def resume(self, principal: Principal, tokens: int | None, *, used: int | None = None) -> None:
         """Go on from what is known of a key from elsewhere: its bucket, and pictures charged this month."""
-        level_units = min(principal.tier.burst, max(0, tokens)) * limits.UNITS_PER_TOKEN
-        self._account(principal).bucket = TokenBucket(level_units, self._now_us())
+        if tokens is not None:
+            level_units = min(principal.tier.burst, max(0, tokens)) * limits.UNITS_PER_TOKEN
+            self._account(principal).bucket = TokenBucket(level_units, self._now_us())
         if used is not None:
             self._used_in(Month.of(self._admitted_at()))[principal.key_id] = used
-
-    def admitted_pictures(self) -> Mapping[str, int]:
-        """By key id, since this object was made, but for what was given back: what buckets are to pay for."""
-        return +self._admitted
 
     def charged(self, key_id: str, month: Month) -> int:
         """Pictures of this month's quota that are billed or reserved."""
@@ -142,19 +144,17 @@ class InMemoryAdmission:
         self, principal: Principal, account: _Account, pictures: int, tokens: int, now: datetime
     ) -> None:
         tier = principal.tier
-        used = self._used_in(Month.of(now))[principal.key_id]
-        if tier.monthly_quota is not None and used + pictures > tier.monthly_quota:
-            raise limits.over_quota(tier, used, pictures, now)
+        state = self._state(tier, principal.key_id, account, now)
+        if state.quota is not None and pictures > state.quota:
+            raise limits.over_quota(tier, pictures, state)
         missing_units = min(tier.burst, tokens) * limits.UNITS_PER_TOKEN
         missing_units -= account.bucket.level(tier, self._now_us())
         if missing_units > 0:
-            raise limits.over_rate(tier, missing_units)
-        most = tier.max_concurrent_requests
-        if most is not None and len(account.leases) >= most:
-            raise limits.over_concurrency(tier)
+            raise limits.over_rate(tier, missing_units, state)
+        if state.concurrent == 0:
+            raise limits.over_concurrency(tier, state)
 
-    def _state(self, tier: Tier, key_id: str, account: _Account) -> LimitState:
-        now = self._admitted_at()
+    def _state(self, tier: Tier, key_id: str, account: _Account, now: datetime) -> LimitState:
         return limits.limit_state(
             tier,
             level_units=account.bucket.level(tier, self._now_us()),
@@ -208,10 +208,6 @@ class InMemoryAdmission:
         if account is not None:
             self._sweep(key_id, account, self._now_us())
         return account
-
-    def _give_back(self, key_id: str, account: _Account, tokens: int, pictures: int) -> None:
-        account.bucket.give_back(tokens)
-        self._admitted[key_id] -= pictures
 
     def _end(self, key_id: str, account: _Account, request_id: str) -> None:
         """What it reserved goes back, but for the tokens; nothing where there is no such lease."""

@@ -21,7 +21,7 @@ class InMemoryBackend:
     """Put a model's name into `unavailable`, and it is as if the server went away; take it out again.
 
     `loaded` holds each model's versions, to be changed like the server's; `broken`, by name, why a model does
-    not load; `loads` and `unloads` what was asked for, in order.
+    not load; `loads` and `unloads` what was asked for, in order; `priorities` those of the batches.
     """
 
     def __init__(self, run: Model, clock: Clock) -> None:
@@ -30,6 +30,7 @@ class InMemoryBackend:
         self.broken: dict[str, str] = {}
         self.loads: list[tuple[str, str]] = []
         self.unloads: list[str] = []
+        self.priorities: list[int] = []
         self._closed = False
         self._run = run
         self._clock = clock
@@ -45,8 +46,9 @@ class InMemoryBackend:
         batch_nhwc: NDArray[np.uint8],
         *,
         deadline: float,
-        priority: int,  # noqa: ARG002 - there is no queue here
+        priority: int,
     ) -> InferenceOutput:
+        self.priorities.append(priority)
         timeout_seconds = deadline - self._clock.monotonic()
         if timeout_seconds <= 0:
             raise DeadlineExceeded("Inference")

@@ -5,6 +5,7 @@ of a cluster, and one script reads and writes it as a whole:
 
     vg:{p}:key:<key id>            hash: token bucket, pictures a month, leases of the requests under way
     vg:{p}:answer:<key id>:<hash>  what was answered to an `Idempotency-Key`, for 24 hours
+    vg:{p}:answers:<key id>        hash: how much room those take, by the hour in which they lapse
     vg:{p}:usage                   stream: usage events on their way to the ledger; group `ledger`
     vg:{p}:epoch                   made once the counters were taken from the ledger: a Redis without it is
                                    new, or was flushed, and nobody asks it before it is there

@@ -2,8 +2,13 @@
 -- All numbers are whole and below 2^53, so that Lua's doubles are exact.
 
 local UNITS_PER_TOKEN = 60000000
-local SWEEP_EVERY_MICROSECONDS = 10000000
 local KEPT_SECONDS = 93 * 86400 -- of an idle key: the month's count and the one before it outlive it
+
+-- Every number that is stored goes through here: left to Redis, 300000000 may become 3e+8 (7.2.0 to 7.2.4 do
+-- that), which HINCRBY does not take. For what was stored so, nothing here counts on with HINCRBY either.
+local function whole(number)
+    return string.format('%.0f', number)
+end
 
 -- '2026-11', in UTC. Days are counted in years that begin in March, and so end with the leap day.
 local function month_of(microseconds)
@@ -35,48 +40,88 @@ local function read_lease(text)
     return tonumber(since), tonumber(microseconds), tonumber(pictures), month
 end
 
--- Gives lapsed leases back to the quota, and `also`, a field, if that is one. Their tokens stay spent: nobody
--- knows whether their requests ran. Returns how many leases are left, and the pictures given back, by month.
-local function sweep(now, also)
-    local open, given_back = 0, {}
+-- Looks through all leases at those that last, and at those that do not, or are `also`, a field. Returns how many
+-- last and when the first of them lapses, nil where there is none; the fields of the others; what those have
+-- charged, by month; and the whole account.
+local function sorted_leases(now, also)
+    local open, lapses_at, ended, charged, account = 0, nil, {}, {}, {}
     local fields = redis.call('HGETALL', KEYS[1])
     for n = 1, #fields, 2 do
+        account[fields[n]] = fields[n + 1]
         if string.sub(fields[n], 1, 6) == 'lease:' then
             local since, microseconds, pictures, month = read_lease(fields[n + 1])
             if fields[n] ~= also and lasts(now, since, microseconds) then
                 open = open + 1
+                lapses_at = math.min(lapses_at or math.huge, since + microseconds)
             else
-                redis.call('HDEL', KEYS[1], fields[n])
-                redis.call('HINCRBY', KEYS[1], 'used:' .. month, -pictures)
-                given_back[month] = (given_back[month] or 0) + pictures
+                ended[#ended + 1] = fields[n]
+                charged[month] = (charged[month] or 0) + pictures
             end
         end
     end
-    redis.call('HSET', KEYS[1], 'open', open, 'swept_at', now)
+    return open, lapses_at, ended, charged, account
+end
+
+-- Whether leases have to be looked through. Until the first can have lapsed none has, but where the clock has
+-- stepped back.
+local function may_have_lapsed(now, lapses_at, filled_at)
+    return lapses_at and (now >= lapses_at or now < filled_at)
+end
+
+-- Gives lapsed leases back to the quota, and `also`, a field, if that is one. Their tokens stay spent: nobody
+-- knows whether their requests ran. Returns how many leases are left, when the first of them lapses, and the
+-- pictures given back, by month.
+local function sweep(now, also)
+    local open, lapses_at, ended, charged, account = sorted_leases(now, also)
+    local changes = {'open', whole(open)}
+    if lapses_at then
+        changes[3], changes[4] = 'lapses_at', whole(lapses_at)
+    end
+    for month, pictures in pairs(charged) do
+        changes[#changes + 1] = 'used:' .. month
+        changes[#changes + 1] = whole((account['used:' .. month] or 0) - pictures)
+    end
+    redis.call('HSET', KEYS[1], unpack(changes)) -- first, for a Redis that is full refuses it
+    for _, lease in ipairs(ended) do
+        redis.call('HDEL', KEYS[1], lease)
+    end
+    if not lapses_at then
+        redis.call('HDEL', KEYS[1], 'lapses_at')
+    end
     redis.call('EXPIRE', KEYS[1], KEPT_SECONDS)
-    return open, given_back
+    return open, lapses_at, charged
 end
 
 -- Leaves charged what is billed of a lease, and gives the rest back, with its tokens unless it has lapsed: what
--- overfills the bucket spills when it is next looked at. Returns false where there is no such lease.
-local function end_lease(request_id, billed_pictures, billed_month)
-    local text = redis.call('HGET', KEYS[1], 'lease:' .. request_id)
+-- overfills the bucket spills when it is next looked at. Returns what does so, and cannot fail any more, or nil
+-- where there is no such lease.
+local function lease_end(request_id, billed_pictures, billed_month)
+    local lease = 'lease:' .. request_id
+    local text = redis.call('HGET', KEYS[1], lease)
     if not text then
-        return false
+        return nil
     end
     local since, microseconds, pictures, month = read_lease(text)
     billed_month = billed_month or month
-    redis.call('HDEL', KEYS[1], 'lease:' .. request_id)
-    redis.call('HINCRBY', KEYS[1], 'open', -1)
+    local account = redis.call('HMGET', KEYS[1], 'open', 'level', 'used:' .. month, 'used:' .. billed_month)
+    local changes = {'open', whole((account[1] or 1) - 1)}
+    local function add(field, before, number)
+        changes[#changes + 1] = field
+        changes[#changes + 1] = whole((before or 0) + number)
+    end
+
     local spare = pictures - billed_pictures
     if spare ~= 0 and lasts(now_microseconds(), since, microseconds) then
-        redis.call('HINCRBY', KEYS[1], 'level', spare * UNITS_PER_TOKEN)
+        add('level', account[2], spare * UNITS_PER_TOKEN)
     end
     if month ~= billed_month then
-        redis.call('HINCRBY', KEYS[1], 'used:' .. month, -pictures)
-        redis.call('HINCRBY', KEYS[1], 'used:' .. billed_month, billed_pictures)
+        add('used:' .. month, account[3], -pictures)
+        add('used:' .. billed_month, account[4], billed_pictures)
     elseif spare ~= 0 then
-        redis.call('HINCRBY', KEYS[1], 'used:' .. month, -spare)
+        add('used:' .. month, account[3], -spare)
     end
-    return true
+    return function()
+        redis.call('HDEL', KEYS[1], lease) -- first, for it makes room where Redis is full
+        redis.call('HSET', KEYS[1], unpack(changes))
+    end
 end

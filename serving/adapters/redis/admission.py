@@ -16,7 +16,7 @@ from serving.domain.idempotency import KEPT_SECONDS, IdempotencyKey
 from serving.domain.inference import RenderedAnswer
 from serving.domain.limits import LimitState
 from serving.domain.tenant import Principal, Tier
-from serving.errors import AccountsUnavailable, IdempotencyKeyInUse, IdempotencyKeyReused
+from serving.errors import AccountsUnavailable, AnswerNotKept, IdempotencyKeyInUse, IdempotencyKeyReused
 from serving.ports import Reservation
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,9 @@ class RedisAdmission:
     def __init__(self, connection: RedisConnection, *, clock: str = CLOCK) -> None:
         """clock: Lua that defines `now_microseconds()`."""
         self._connection = connection
-        load = functools.partial(Script.load, clock=clock, shared=("account",))
-        self._admit, self._give_back, self._limits = load("admit"), load("give_back"), load("limits")
+        load = functools.partial(Script.load, clock=clock, shared=("account", "answers"))
+        self._admit, self._answered_before = load("admit"), load("answered")
+        self._give_back, self._limits = load("give_back"), load("limits")
         self._giving_back: set[asyncio.Task[None]] = set()
 
     async def admit(
@@ -68,6 +69,11 @@ class RedisAdmission:
             return answer
         now, state = self._state(tier, reply, pictures)
         return Reservation(request_id, key_id, pictures, now, state, idempotency)
+
+    async def answered(self, principal: Principal, idempotency: IdempotencyKey) -> RenderedAnswer | None:
+        keys = [keyspace.answer(principal.key_id, idempotency)]
+        reply = await self._connection.run(self._answered_before, keys, (idempotency.fingerprint,))
+        return self._answered(reply)
 
     async def give_back(self, reservation: Reservation) -> None:
         await self._end(reservation.key_id, reservation.request_id, reservation.idempotency)
@@ -102,6 +108,8 @@ class RedisAdmission:
             case [b"in_use", microseconds]:
                 left_seconds = microseconds / limits.MICROSECONDS
                 raise IdempotencyKeyInUse(min(left_seconds, limits.ASK_AGAIN_SECONDS))
+            case [b"not_kept"]:
+                raise AnswerNotKept
             case [b"reused"]:
                 raise IdempotencyKeyReused
         return None
@@ -111,14 +119,14 @@ class RedisAdmission:
             raise self._connection.unprimed()
         status, now_us, level_units, used, leases = reply
         now = _EPOCH + timedelta(microseconds=now_us)
+        state = limits.limit_state(tier, level_units=level_units, used=used, leases=leases, now=now)
         match status:
             case b"quota":
-                raise limits.over_quota(tier, used, pictures, now)
+                raise limits.over_quota(tier, pictures, state)
             case b"rate":
-                raise limits.over_rate(tier, pictures * limits.UNITS_PER_TOKEN - level_units)
+                raise limits.over_rate(tier, pictures * limits.UNITS_PER_TOKEN - level_units, state)
             case b"concurrent":
-                raise limits.over_concurrency(tier)
-        state = limits.limit_state(tier, level_units=level_units, used=used, leases=leases, now=now)
+                raise limits.over_concurrency(tier, state)
         return now, state
 
 

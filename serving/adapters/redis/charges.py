@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from serving.adapters.redis import keyspace
 from serving.adapters.redis.client import Argument, RedisConnection
 from serving.adapters.redis.scripts import CLOCK, Script
 from serving.domain.tenant import Tier
+
+logger = logging.getLogger(__name__)
 
 MAX_KEYS = 100_000
 """The first to be charged is forgotten where there are more: by then its bucket has had time to fill."""
@@ -47,7 +50,8 @@ class BucketCharges:
     async def charge(self) -> bool:
         """Charge all that is owed; whether there was anything.
 
-        Raises AccountsUnavailable: what Redis did not confirm is still owed, and may be charged twice.
+        Raises AccountsUnavailable: what Redis did not confirm is still owed, and may be charged twice. A key
+        whose account is broken is let off: it keeps nobody else's from being charged.
         """
         owed, self._owed = self._owed, OrderedDict()
         replies = await asyncio.gather(*map(self._charge, _together(owed.values())), return_exceptions=True)
@@ -64,13 +68,18 @@ class BucketCharges:
             args += (charge.tier.rate_limit_per_minute, charge.tier.burst, charge.pictures)
         charged = False
         try:
-            charged = await self._connection.run(self._script, keys, args) == [b"charged"]
+            status, *broken = await self._connection.run(self._script, keys, args)
+            charged = status == b"charged"
         finally:
             if not charged:
                 for charge in charges:
                     self.add(charge.key_id, charge.tier, charge.pictures)
         if not charged:
             raise self._connection.unprimed()
+        for number in broken:
+            logger.error(
+                "the account of key %s is broken: its bucket is not charged", charges[number - 1].key_id
+            )
 
 
 def _together(charges: Iterable[_Charge]) -> Iterator[Sequence[_Charge]]:

@@ -24,6 +24,7 @@ LOCK_SECONDS = 30.0
 LOOK = Script.load("look")
 CORRECT = Script.load("correct", shared=("account",))
 ENTRIES = Script.load("entries")
+EPOCH = Script.load("epoch")
 PRIME = Script.load("prime")
 UNLOCK = Script.load("unlock")
 
@@ -72,7 +73,12 @@ class RedisCounters:
             found = self._connection.redis.scan_iter(match=keyspace.ACCOUNTS, count=SCANNED_AT_ONCE)
             return {keyspace.key_id_of(name.decode()) async for name in found}
 
-    async def look(self, partition: int, key_ids: Sequence[str] = ()) -> Look:
+    async def epoch(self, partition: int) -> str | None:
+        """None where the partition is not primed."""
+        epoch: bytes | None = await self._connection.run(EPOCH, [keyspace.epoch(partition)])
+        return None if epoch is None else epoch.decode()
+
+    async def look(self, partition: int, key_ids: Sequence[str]) -> Look:
         keys = [keyspace.epoch(partition), keyspace.usage_stream(partition), *map(keyspace.account, key_ids)]
         epoch, last_id, entries, hashes = await self._connection.run(LOOK, keys, [ENTRIES_IN_A_LOOK])
         accounts = {key_id: _account(pairs) for key_id, pairs in zip(key_ids, hashes, strict=True)}

@@ -31,7 +31,7 @@ class StreamEntry:
 
 
 def decoded(partition: int, raw: RawEntry) -> StreamEntry:
-    """Raises ValueError for what no gateway appended here, or no database would take."""
+    """Raises LaterForm, and ValueError for what no gateway appended here, or no database would take."""
     entry_id, pairs = raw
     values = dict(zip(pairs[::2], pairs[1::2], strict=True))
     if EVENT_FIELD not in values:

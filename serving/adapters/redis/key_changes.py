@@ -52,7 +52,7 @@ class RedisKeyChanges:
 
 
 class KeyChangeSubscription:
-    """Tells a listener what is published, and confirms that nothing else was.
+    """Tells a listener what is published, and confirms that nothing else was published.
 
     What was published before Redis answers a ping lies before the answer on the same connection, so the
     answer confirms the moment at which the ping was sent. Whenever a subscription begins, also one that
@@ -89,7 +89,7 @@ class KeyChangeSubscription:
                 while not is_cancelled():
                     asked_at = self._clock.monotonic()
                     await self._ping(subscription)
-                    self._listener.confirm(asked_at)
+                    self._listener.confirm_published(asked_at)
                     self._is_heard = True
                     await self._hear(subscription, PING_SECONDS)
 

@@ -6,7 +6,7 @@ The fields of a key's hash, which the scripts and the consumer write, are:
     filled_at      when that was its level, in microseconds of Redis' clock
     used:2026-11   pictures charged in a month: billed ones, and those of leases
     open           how many leases there are
-    swept_at       when lapsed leases were last looked for
+    lapses_at      before that no lease lapses; none where there is no lease
     lease:<id>     what a request has reserved: `<when> <for how long> <pictures> <month>`, microseconds
 
 and of an answer's:
@@ -16,6 +16,9 @@ and of an answer's:
     since          when it was admitted, or answered, in microseconds
     microseconds   for how long that counts: a lease, or a day
     answer         `answer_codec`'s; none while the request is under way
+    not_kept       in its place, where a key's answers took all of their room
+
+A key's `kept_answers` are a hash too: the hour in which answers lapse, and how many bytes those are.
 """
 
 from __future__ import annotations
@@ -52,6 +55,10 @@ def answer(key_id: str, idempotency: IdempotencyKey) -> str:
     """What a client calls its request is of its choosing, and may be long: only its hash is stored."""
     digest = hashlib.sha256(idempotency.key.encode()).hexdigest()
     return f"{_tagged(partition_of(key_id))}:answer:{key_id}:{digest}"
+
+
+def kept_answers(key_id: str) -> str:
+    return f"{_tagged(partition_of(key_id))}:answers:{key_id}"
 
 
 def usage_stream(partition: int) -> str:

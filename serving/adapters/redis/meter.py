@@ -16,6 +16,9 @@ from serving.domain.usage import UsageEvent
 from serving.errors import IdempotencyKeyInUse
 from serving.ports import Reservation
 
+KEPT_ANSWERS_BYTES = 32 << 20
+"""Of one API key's kept answers, compressed, together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Appended:
@@ -27,11 +30,17 @@ class Appended:
 
 class RedisMeter:
     def __init__(
-        self, connection: RedisConnection, *, replicas_to_wait_for: int = 0, clock: str = CLOCK
+        self,
+        connection: RedisConnection,
+        *,
+        replicas_to_wait_for: int = 0,
+        kept_answers_bytes: int = KEPT_ANSWERS_BYTES,
+        clock: str = CLOCK,
     ) -> None:
-        """clock: Lua that defines `now_microseconds()`."""
+        """kept_answers_bytes: of one API key. clock: Lua that defines `now_microseconds()`."""
         self._connection = connection
         self._replicas = replicas_to_wait_for
+        self._kept_answers_bytes = kept_answers_bytes
         self._settle = Script.load("settle", clock=clock, shared=("account",))
 
     async def settle(self, event: UsageEvent, reservation: Reservation, answer: RenderedAnswer) -> None:
@@ -51,7 +60,8 @@ class RedisMeter:
     ) -> Appended:
         """The lease of the event's request becomes the entry; where there is none, its month is charged anew.
 
-        The answer is kept for 24 hours under the idempotency key. Where another request has taken that over,
+        The answer is kept for 24 hours under the idempotency key, or that there was one, where the API key's
+        kept answers take all of their room. Where another request has taken that over,
         for this one's lease had lapsed, its answer is the one to have: with `only_owner`, for what has not
         been sent to the client yet, IdempotencyKeyInUse is raised, and nothing billed; without, for what has
         been, it is billed too. Raises AccountsUnavailable.
@@ -69,8 +79,9 @@ class RedisMeter:
             usage_codec.encode(event),
         ]
         if idempotency is not None and answer is not None:
-            keys.append(keyspace.answer(event.key_id, idempotency))
-            args += (int(only_owner), idempotency.fingerprint, answer_codec.encode(answer), KEPT_MICROSECONDS)
+            keys += (keyspace.answer(event.key_id, idempotency), keyspace.kept_answers(event.key_id))
+            args += (int(only_owner), idempotency.fingerprint, answer_codec.encode(answer))
+            args += (KEPT_MICROSECONDS, self._kept_answers_bytes)
         reply = await self._connection.run(self._settle, keys, args, replicas=self._replicas)
         match reply:
             case [b"appended", epoch, stream_id]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from serving.adapters.redis import keyspace
 from serving.adapters.redis.client import Argument, RedisConnection
 from serving.adapters.redis.entries import StreamEntry, decoded
 from serving.adapters.redis.keyspace import LEDGER_GROUP, PARTITIONS
 from serving.adapters.redis.scripts import Script
+from serving.adapters.usage_codec import LaterForm
+from serving.domain.usage import Verdict
 from serving.errors import AccountsUnavailable
 
 logger = logging.getLogger(__name__)
@@ -29,16 +31,19 @@ SET_ASIDE = Script.load("set_aside")
 FORGET_CONSUMERS = Script.load("forget_consumers")
 BACKLOG = Script.load("backlog")
 
-Verdict = Literal["new", "redelivered", "duplicate"]
-"""What an entry was to the ledger: an event it had not, one it has by this entry, one it has by another."""
+FROM_THE_OLDEST = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """set_aside: entries that could not be decoded, and are out of the way now. unanswered: partitions."""
+    """set_aside: entries that could not be decoded, and are out of the way now. unanswered: partitions.
+
+    later: entries of a later form. They stay where they are, for a newer consumer to claim.
+    """
 
     entries: Sequence[StreamEntry]
     set_aside: int = 0
+    later: int = 0
     unanswered: int = 0
 
 
@@ -90,17 +95,24 @@ class RedisUsageStream:
         self._consumer = consumer
         self._limit = entries_per_partition
         self._claim_idle_milliseconds = round(claim_idle_seconds * 1000)
+        self._claim_from = [FROM_THE_OLDEST] * PARTITIONS
 
     async def read(self) -> Reading:
         """What nobody was handed yet, at most `entries_per_partition` of each."""
-        return await self._decoded(await self._ask_all(READ, LEDGER_GROUP, self._consumer, self._limit))
+        args = (LEDGER_GROUP, self._consumer, self._limit)
+        return await self._decoded(await self._ask_all(READ, [args] * PARTITIONS))
 
     async def claim(self) -> Reading:
-        """What some consumer, this one too, was handed long ago and has not acknowledged."""
-        idle = self._claim_idle_milliseconds
-        return await self._decoded(
-            await self._ask_all(CLAIM, LEDGER_GROUP, self._consumer, idle, self._limit)
-        )
+        """What some consumer, this one too, was handed long ago and has not acknowledged.
+
+        Of each partition at most `entries_per_partition`, from where the last time ended: what stays there
+        because nobody can read it yet keeps nobody from what is behind it.
+        """
+        always = (LEDGER_GROUP, self._consumer, self._claim_idle_milliseconds, self._limit)
+        answers = await self._ask_all(CLAIM, [(*always, begin) for begin in self._claim_from])
+        for partition, (next_begin, _) in answers.items():
+            self._claim_from[partition] = next_begin.decode()
+        return await self._decoded({partition: entries for partition, (_, entries) in answers.items()})
 
     async def acknowledge(self, handled: Sequence[Handled]) -> Acknowledgement:
         """Never raises: what is unanswered says it."""
@@ -113,17 +125,23 @@ class RedisUsageStream:
 
     async def backlog(self) -> Backlog:
         """Of the partitions that answer."""
-        answers = await self._ask_all(BACKLOG, with_poison=True)
+        answers = await self._ask_all(BACKLOG, [()] * PARTITIONS, with_poison=True)
         entries, ages_microseconds, poison = zip(*answers.values(), strict=True)
         return Backlog(sum(entries), max(ages_microseconds) / 1_000_000, sum(poison))
 
     async def forget_dead_consumers(self) -> None:
-        await self._ask_all(FORGET_CONSUMERS, LEDGER_GROUP, round(FORGET_IDLE_SECONDS * 1000))
+        args = (LEDGER_GROUP, round(FORGET_IDLE_SECONDS * 1000))
+        await self._ask_all(FORGET_CONSUMERS, [args] * PARTITIONS)
 
-    async def _ask_all(self, script: Script, *args: Argument, with_poison: bool = False) -> Mapping[int, Any]:
-        """By partition, without those that do not answer."""
+    async def _ask_all(
+        self, script: Script, args: Iterable[Sequence[Argument]], *, with_poison: bool = False
+    ) -> Mapping[int, Any]:
+        """By partition, as `args` is, without those that do not answer."""
         answers = await asyncio.gather(
-            *(self._connection.run(script, _streams(p, with_poison), args) for p in range(PARTITIONS)),
+            *(
+                self._connection.run(script, _streams(partition, with_poison=with_poison), each)
+                for partition, each in enumerate(args)
+            ),
             return_exceptions=True,
         )
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
@@ -134,22 +152,25 @@ class RedisUsageStream:
 
     async def _decoded(self, answers: Mapping[int, Any]) -> Reading:
         entries: list[StreamEntry] = []
-        set_aside = 0
+        set_aside = later = 0
         for partition, answer in answers.items():
             poison = []
             for raw in answer:
                 try:
                     entries.append(decoded(partition, raw))
+                except LaterForm:
+                    later += 1
                 except ValueError as exc:
                     logger.warning("entry %s of partition %d is no usage event: %s", raw[0], partition, exc)
                     poison.append(raw[0])
             if poison:
                 set_aside += await self._set_aside(partition, poison)
-        return Reading(entries, set_aside, PARTITIONS - len(answers))
+        return Reading(entries, set_aside, later, PARTITIONS - len(answers))
 
     async def _set_aside(self, partition: int, ids: Sequence[bytes]) -> int:
+        keys = _streams(partition, with_poison=True)
         try:
-            moved = await self._connection.run(SET_ASIDE, _streams(partition, True), [LEDGER_GROUP, *ids])
+            moved = await self._connection.run(SET_ASIDE, keys, [LEDGER_GROUP, *ids])
         except AccountsUnavailable:
             return 0  # they are claimed again, with what else was not acknowledged
         return int(moved)
@@ -172,6 +193,6 @@ class RedisUsageStream:
         result.gone += (each for each, was_there in zip(handled, removed, strict=True) if not was_there)
 
 
-def _streams(partition: int, with_poison: bool = True) -> Sequence[str]:
+def _streams(partition: int, *, with_poison: bool) -> Sequence[str]:
     usage = keyspace.usage_stream(partition)
     return [usage, keyspace.poison_stream(partition)] if with_poison else [usage]

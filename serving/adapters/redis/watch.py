@@ -85,7 +85,11 @@ class AccountsWatch:
         return self._in_fallback
 
     def failed(self, error: AccountsUnavailable) -> None:
-        """A call of Redis has failed: from this moment on, nobody asks it."""
+        """Redis cannot be relied on: from this moment on, nobody asks it.
+
+        Not for a call that it has answered with an error of its own, which may be about one key's account: a
+        look finds what is about all of them.
+        """
         self._good_looks = 0
         if self._in_fallback:
             return
@@ -181,7 +185,10 @@ class AccountsWatch:
         try:
             await self._hand_over()
         except AccountsUnavailable as error:
-            self.failed(error)
+            if error.is_of_one_call:  # nothing that another look would not find
+                logger.error("the journal cannot be handed over now: %s", error)  # noqa: TRY400 - Redis' own words are in the log
+            else:
+                self.failed(error)
         except Exception:
             logger.exception("the journal cannot be handed over now")
         finally:

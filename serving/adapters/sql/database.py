@@ -11,7 +11,14 @@ from typing import Any
 
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
@@ -30,6 +37,7 @@ _DRIVERS = {
     "postgresql": "postgresql+asyncpg",
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
+_STATES_OF_BUGS = ("22", "23", "42")  # data, constraints, statements: PostgreSQL, appendix A
 _SCHEMA_LOCK = 0x76697369  # any number that only we use for a PostgreSQL advisory lock
 
 log = logging.getLogger(__name__)
@@ -67,7 +75,8 @@ class Database:
         """
         async with self._preparing:
             if not self._prepared:
-                with self.errors():
+                # Statements fail here where somebody else's tables are in the way: no bug of ours.
+                with self.errors(bugs_pass=False):
                     async with asyncio.timeout(PREPARE_TIMEOUT_SECONDS):
                         await self._bring_up_to_date()
                 self._prepared = True
@@ -100,11 +109,17 @@ class Database:
         await self._engine.dispose()
 
     @contextmanager
-    def errors(self) -> Iterator[None]:
-        """The one place where a driver's exceptions become ours."""
+    def errors(self, *, bugs_pass: bool = True) -> Iterator[None]:
+        """The one place where a driver's exceptions become ours.
+
+        bugs_pass: what says that we asked for the impossible stays what it is. The database is well, and
+        asking again would not help.
+        """
         try:
             yield
         except self._trouble as exc:
+            if bugs_pass and is_a_bug(exc):
+                raise
             log.warning("database failed", extra={"facts": {"error": type(exc).__name__, "why": str(exc)}})
             raise BackendUnavailable("The database does not answer.") from exc
 
@@ -134,6 +149,18 @@ def parse_database_url(url: str) -> URL:
     if driver.startswith("sqlite") and parsed.database in (None, "", ":memory:"):
         raise OperatorError("The SQLite URL names no file, so every key would be lost with the process.")
     return parsed.set(drivername=driver)
+
+
+def is_a_bug(exc: Exception) -> bool:
+    """Whether a value, a statement or a row was refused that no database would take."""
+    if not isinstance(exc, DBAPIError):
+        return False
+    if isinstance(exc, DataError | IntegrityError | ProgrammingError):
+        return True
+    # asyncpg's driver has no such classes for most of them, but what PostgreSQL called them.
+    state = str(getattr(exc.orig, "sqlstate", None) or "")
+    refused_by_the_driver = isinstance(getattr(exc.orig, "__cause__", None), ValueError | TypeError)
+    return state.startswith(_STATES_OF_BUGS) or refused_by_the_driver
 
 
 def _engine(url: URL, command_timeout_seconds: float) -> AsyncEngine:

@@ -1,29 +1,24 @@
 """What is owed for a month: pictures, at the prices that they were admitted at, and subscriptions.
 
-A key that was used owes the subscription that its last event of the month names; one that was not, the tier
-table's, if it could have been used.
+A key that was used owes the subscription that its last event of the month names; one that was not, the last
+that its tier had in the month, if it could have been used. What has been written down since changes nothing.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TypeAlias
 
-from sqlalchemy import BigInteger, Row, cast, func, or_, select
+from sqlalchemy import BigInteger, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from serving.adapters.sql.key_tables import ApiKeyRow
 from serving.adapters.sql.ledger_tables import DAILY
-from serving.domain.money import micros, priced
+from serving.adapters.sql.subscriptions import Key, keys_that_worked, prices_before
+from serving.domain.money import priced
 from serving.domain.month import Month
-from serving.domain.tenant import Tier
 from serving.domain.usage import Invoice, InvoiceLine
-from serving.errors import OperatorError
-
-_Key: TypeAlias = "Row[str, str, str]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +35,15 @@ class _Used:
     last_admitted_at: datetime
 
 
-async def read_invoice(
-    session: AsyncSession, month: Month, *, user: str | None, tiers: Mapping[str, Tier]
-) -> Invoice:
-    """Raises OperatorError for an unused key whose tier is not in `tiers`."""
+async def read_invoice(session: AsyncSession, month: Month, *, user: str | None) -> Invoice:
     used = await _used(session, month, user)
-    keys = await _keys(session, month, user)
+    keys = await keys_that_worked(session, month, user)
+    prices_micros = await prices_before(session, month.end)
     used_ids = {row.key_id for row in used}
     lines = [
         *_pictures(used),
         *_subscriptions_of_used(used),
-        *_subscriptions_of_unused((key for key in keys if key.id not in used_ids), tiers),
+        *_subscriptions_of_unused((key for key in keys if key.id not in used_ids), prices_micros),
     ]
     return Invoice(month, tuple(sorted(lines, key=_place)))
 
@@ -64,19 +57,6 @@ async def _used(session: AsyncSession, month: Month, user: str | None) -> Sequen
     if user is not None:
         query = query.where(of.user == user)
     return [_Used(*row) for row in await session.execute(query)]
-
-
-async def _keys(session: AsyncSession, month: Month, user: str | None) -> Sequence[_Key]:
-    """Those that worked at some time of the month."""
-    key = ApiKeyRow
-    query = select(key.id, key.user, key.tier).where(
-        key.created_at < month.end,
-        or_(key.revoked_at.is_(None), key.revoked_at > month.begin),
-        or_(key.expires_at.is_(None), key.expires_at > month.begin),
-    )
-    if user is not None:
-        query = query.where(key.user == user)
-    return (await session.execute(query)).all()
 
 
 def _pictures(used: Iterable[_Used]) -> Iterator[InvoiceLine]:
@@ -96,15 +76,13 @@ def _subscriptions_of_used(used: Iterable[_Used]) -> Iterator[InvoiceLine]:
             yield _subscription(row.user, row.key_id, row.tier, row.price_micros_per_month)
 
 
-def _subscriptions_of_unused(keys: Iterable[_Key], tiers: Mapping[str, Tier]) -> Iterator[InvoiceLine]:
+def _subscriptions_of_unused(keys: Iterable[Key], prices_micros: Mapping[str, int]) -> Iterator[InvoiceLine]:
     for key in keys:
-        tier = tiers.get(key.tier)
-        if tier is None:
-            raise OperatorError(
-                f"The key {key.id} is in the tier {key.tier!r}, which the tier table does not have, "
-                "so its subscription has no price."
-            )
-        if price_micros := micros(tier.price_per_month):
+        price_micros = prices_micros.get(key.tier)
+        if price_micros is None:
+            # No gateway knew the tier by then, so nobody could use the key; yet an operator should see it.
+            yield replace(_subscription(key.user, key.id, key.tier, 0), quantity=0)
+        elif price_micros:
             yield _subscription(key.user, key.id, key.tier, price_micros)
 
 

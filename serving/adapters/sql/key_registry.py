@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
@@ -24,13 +25,20 @@ from serving.adapters.sql.key_tables import (
     row_of_key,
     rows_of_secrets,
 )
+from serving.adapters.sql.key_watch import LOOK_TIMEOUT_SECONDS, MAX_ANSWER_AGE_SECONDS
+from serving.adapters.sql.subscriptions import note_prices, prices_per_month
 from serving.domain import key_change
 from serving.domain.api_key import KeyHasher
 from serving.domain.key_change import AuditRow, ChangedKeys, KeyChange
 from serving.domain.key_record import IssuedKey, KeyRecord, checked_name, issue_key, rotate_key
 from serving.domain.tenant import Tier
-from serving.errors import OperatorError, UnknownKey
+from serving.errors import BackendUnavailable, OperatorError, UnknownKey
 from serving.ports import Clock
+
+UNPUBLISHED_SECONDS = MAX_ANSWER_AGE_SECONDS + LOOK_TIMEOUT_SECONDS
+"""How long a change that could not be published stands before it counts as made: for as long as a gateway may
+take to find the database closed after it has last believed anything.
+"""
 
 
 class KeyRegistry:
@@ -46,8 +54,10 @@ class KeyRegistry:
         tiers: Mapping[str, Tier],
         clock: Clock,
         publisher: KeyChangePublisher,
+        wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """publisher: told of each change to a key that gateways may know, once it is committed.
+        """publisher: told of each change to a key that gateways may know, once it is committed. wait: for so
+        many seconds.
 
         Raises OperatorError for a secret that is too short.
         """
@@ -56,6 +66,7 @@ class KeyRegistry:
         self._tiers = tiers
         self._clock = clock
         self._publisher = publisher
+        self._wait = wait
 
     async def create(
         self,
@@ -81,6 +92,8 @@ class KeyRegistry:
             await session.execute(insert(ApiKeyRow).values(row_of_key(issued.record)))
             await session.execute(insert(KeySecretRow), rows_of_secrets(issued.record))
             await _write_down(session, key_change.created(issued, actor=actor))
+            terms = prices_per_month([self._tiers[tier]])
+            await note_prices(session, terms, issued.record.created_at)
         return issued  # of which no gateway can have kept anything, so nobody needs to be told
 
     async def list(self, *, user: str | None = None) -> Sequence[KeyRecord]:
@@ -103,7 +116,7 @@ class KeyRegistry:
                 )
                 await _write_down(session, key_change.revoked(record, actor=actor, at=now))
         # Also for one that was revoked before: perhaps that could not be published.
-        await self._publisher.publish(ChangedKeys(record.user, record.id))
+        await self._tell(ChangedKeys(record.user, record.id))
         return record
 
     async def rotate(self, key_id: str, *, actor: str, overlap: timedelta) -> IssuedKey:
@@ -114,7 +127,7 @@ class KeyRegistry:
             await session.execute(insert(KeySecretRow), rows_of_secrets(issued.record))
             change = key_change.rotated(issued, actor=actor)
             await _write_down(session, change)
-        await self._publisher.publish(change.keys)
+        await self._tell(change.keys)
         return issued
 
     async def set_user_enabled(self, user: str, *, enabled: bool, actor: str) -> int:
@@ -131,7 +144,7 @@ class KeyRegistry:
                     await session.execute(insert(DisabledUserRow).values(user=user, disabled_at=now))
                 change = key_change.user_switched(user, enabled=enabled, keys=keys, actor=actor, at=now)
                 await _write_down(session, change)
-        await self._publisher.publish(ChangedKeys(user))
+        await self._tell(ChangedKeys(user))
         return keys
 
     async def history(
@@ -147,6 +160,22 @@ class KeyRegistry:
         async with self._database.reading() as session:
             rows = list(await session.scalars(query))
         return [audit_row(row) for row in reversed(rows)]
+
+    async def _tell(self, keys: ChangedKeys) -> None:
+        """Returns when no gateway believes for longer than a second what it knew of these keys.
+
+        Raises BackendUnavailable where that cannot be promised; the change counts all the same.
+        """
+        if await self._publisher.publish(keys):
+            return
+        # Each gateway looks meanwhile, and finds the change, or has stopped to believe what it keeps: unless
+        # the database was closed just then. It was not, where it still answers.
+        await self._wait(UNPUBLISHED_SECONDS)
+        if not await self._database.answers():
+            raise BackendUnavailable(
+                "The change is made, but not every gateway may know of it: neither Redis nor the database "
+                "answers. Do it again when one of them does."
+            )
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[AsyncSession]:

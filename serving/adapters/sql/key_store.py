@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Mapping
 
 from pydantic import SecretStr
@@ -13,7 +14,7 @@ from serving.adapters.fresh_cache import Answer, FreshCache
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.key_tables import key_opened_by, records_of
 from serving.adapters.sql.key_uses import WRITE_SECONDS, KeyUses
-from serving.adapters.sql.key_watch import LOOK_SECONDS, KeyChangeWatch
+from serving.adapters.sql.key_watch import LOOK_SECONDS, MAX_ANSWER_AGE_SECONDS, KeyChangeWatch
 from serving.domain.api_key import ApiKey, KeyHasher
 from serving.domain.key_change import ChangedKeys
 from serving.domain.key_record import KeyRecord, authenticated
@@ -21,12 +22,11 @@ from serving.domain.tenant import Principal, Tier
 from serving.errors import BackendUnavailable
 from serving.ports import Clock
 
-MAX_ANSWER_AGE_SECONDS = 1.0
 MAX_CONFIRMED_SECONDS = 60.0
 """How long a key works that cannot be looked up, because the database is down.
 
 While it is down nobody can revoke anything, so what the subscription confirms is what there is. This bounds
-the rest: a revocation that was committed and not published, in a database that only we cannot reach.
+the rest: a revocation that was committed and not published, in a database that is closed to us alone.
 """
 MAX_CACHED_KEYS = 10_000
 MAX_LOOK_UPS = 1_000
@@ -38,8 +38,8 @@ class SqlKeyStore:
     """`KeyStore` over SQL: one indexed look-up by prefix, remembered for a second, or longer while confirmed.
 
     What is remembered is the record, or that there is none; the secret is compared for every request. It is a
-    `KeyChangeListener`: `run` has it told of changes by the database, a subscription tells it sooner. Without
-    either, no answer is older than a second.
+    `KeyDatabaseListener`: `run` has it told of changes by the database, a subscription tells it sooner.
+    Without either, no answer is older than a second.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class SqlKeyStore:
             max_loads=MAX_LOOK_UPS,
             timeout_seconds=LOOK_UP_TIMEOUT_SECONDS,
         )
+        self._published_until = self._closed_at = -math.inf
         self._watch = KeyChangeWatch(database, self, clock)
         self._uses = KeyUses(database)
 
@@ -82,6 +83,22 @@ class SqlKeyStore:
 
     def confirm(self, moment: float) -> None:
         self._records.confirm(moment)
+
+    def confirm_published(self, moment: float) -> None:
+        self._published_until = moment
+        self._confirm_by_both()
+
+    def confirm_closed(self, moment: float) -> None:
+        self._closed_at = moment
+        self._confirm_by_both()
+
+    def _confirm_by_both(self) -> None:
+        """A change that is unknown to us was neither published nor, in a closed database, committed.
+
+        Each knows of the moments at which it was asked, a quarter of a second apart. Where both fall silent
+        for longer than a change stands unpublished before it counts as made, it is not gone on from there.
+        """
+        self._records.confirm_on(min(self._published_until, self._closed_at))
 
     async def run(self) -> None:
         """Look for changes and write down uses, until cancelled."""

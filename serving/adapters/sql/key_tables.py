@@ -58,7 +58,7 @@ class KeyChangeRow(Table):
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
-    actor: Mapped[str] = mapped_column(String(200))
+    actor: Mapped[str] = mapped_column(String(240))
     action: Mapped[str] = mapped_column(String(32))
     user: Mapped[str] = mapped_column(String(200), index=True)
     key_id: Mapped[str | None] = mapped_column(String(40), index=True)

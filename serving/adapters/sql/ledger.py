@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import datetime
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import func, literal, select, union_all
 from sqlalchemy.dialects import postgresql, sqlite
@@ -15,21 +16,15 @@ from serving.adapters.sql.database import Database
 from serving.adapters.sql.invoicing import read_invoice
 from serving.adapters.sql.ledger_tables import DAILY, EVENTS, HOURLY, SUMS
 from serving.adapters.sql.roll_ups import RollUps
+from serving.adapters.sql.subscriptions import note_prices, prices_per_month
 from serving.adapters.sql.usage_sums import read_usage
 from serving.domain.month import Month
 from serving.domain.tenant import Tier
-from serving.domain.usage import Invoice, UsageEvent, UsageQuery, UsageTotals
+from serving.domain.usage import Invoice, UsageEvent, UsageQuery, UsageTotals, Verdict
 
 IDS_IN_A_QUERY = 1000
 
 _FIELDS = tuple(field.name for field in fields(UsageEvent))
-
-Recorded = Literal["new", "redelivered", "duplicate"]
-"""What an entry of the stream was to the ledger.
-
-redelivered: the ledger had its event, by this very entry. duplicate: by another one, so that the charge that
-this one stands for has to be given back.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +60,10 @@ class SqlLedger:
     """
 
     def __init__(self, database: Database, tiers: Mapping[str, Tier]) -> None:
-        """tiers: read at each invoice, for the subscriptions of keys that were not used."""
+        """tiers: whose prices `note_prices` notes."""
         self._database = database
         self._tiers = tiers
+        self._noted_prices: dict[str, int] | None = None
         insert = sqlite.insert if database.url.get_backend_name() == "sqlite" else postgresql.insert
         self._add_events = insert(EVENTS).on_conflict_do_nothing().returning(EVENTS.c.request_id)
         self._roll_ups = RollUps(insert)
@@ -77,14 +73,22 @@ class SqlLedger:
             return await read_usage(session, query)
 
     async def invoice(self, month: Month, *, user: str | None = None) -> Invoice:
-        """Of a month to come: the subscriptions as things stand.
-
-        Raises OperatorError for an unused key whose tier is not in the table, for it has no price.
-        """
+        """Of a month to come: the subscriptions as things stand. That of a past month stays as it is."""
         async with self._database.reading() as session:
-            return await read_invoice(session, month, user=user, tiers=self._tiers)
+            return await read_invoice(session, month, user=user)
 
-    async def record(self, entries: Sequence[LedgerEntry]) -> Sequence[Recorded]:
+    async def note_prices(self, now: datetime) -> None:
+        """What subscriptions cost from now on, if the tier table says otherwise than when it was last noted.
+
+        Where tables differ, as while gateways are replaced one by one, the one that was changed last counts.
+        """
+        prices = prices_per_month(self._tiers.values())
+        if prices != self._noted_prices:
+            async with self._database.writing() as session:
+                await note_prices(session, prices, now)
+            self._noted_prices = prices
+
+    async def record(self, entries: Sequence[LedgerEntry]) -> Sequence[Verdict]:
         """Take in the events that are new, with their sums: all of them or none.
 
         What each entry was, in the order given: of an event that comes twice, the first is new. An error may
@@ -118,6 +122,14 @@ class SqlLedger:
         async with self._database.reading() as session:
             return {key_id: int(pictures) for key_id, pictures in await session.execute(totals)}
 
+    async def used(self, key_id: str, month: Month) -> int:
+        """Pictures of one key."""
+        total = select(func.coalesce(func.sum(DAILY.c.pictures), 0)).where(
+            DAILY.c.key_id == key_id, DAILY.c.begin >= month.begin, DAILY.c.begin < month.end
+        )
+        async with self._database.reading() as session:
+            return int(await session.scalar(total) or 0)
+
     async def counts(self) -> LedgerCounts:
         """Reads all there is. One statement, so it is exact while others record."""
         columns = [EVENTS.c[name] for name in SUMS if name != "requests"]
@@ -137,8 +149,8 @@ def _row(entry: LedgerEntry) -> dict[str, Any]:
     return {"stream_entry": entry.stream_entry, **{name: getattr(entry.event, name) for name in _FIELDS}}
 
 
-def _verdicts(entries: Iterable[LedgerEntry], new: set[str], came_by: Mapping[str, str]) -> list[Recorded]:
-    verdicts: list[Recorded] = []
+def _verdicts(entries: Iterable[LedgerEntry], new: set[str], came_by: Mapping[str, str]) -> list[Verdict]:
+    verdicts: list[Verdict] = []
     for entry in entries:
         event_id = entry.event.request_id
         if event_id in new:

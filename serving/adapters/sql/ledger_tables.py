@@ -5,6 +5,8 @@
     usage_events    each billed event, once: `request_id` is its identity
     usage_hourly    sums of them by hour in UTC  ┐ kept in the transaction
     usage_daily     sums of them by day in UTC   ┘ that takes in the events
+
+    subscription_prices    what a tier costs a month from a moment on, as gateways came to know of it
 """
 
 from __future__ import annotations
@@ -43,6 +45,14 @@ class UsageEventRow(Table):
     price_micros_per_month: Mapped[int] = mapped_column(BigInteger)
     trace_id: Mapped[str] = mapped_column(NAME)
     admitted_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class SubscriptionPriceRow(Table):
+    __tablename__ = "subscription_prices"
+
+    tier: Mapped[str] = mapped_column(NAME, primary_key=True)
+    since: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True)
+    price_micros_per_month: Mapped[int] = mapped_column(BigInteger)
 
 
 class RollUp:

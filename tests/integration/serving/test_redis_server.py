@@ -89,6 +89,12 @@ def test_it_forgets_nothing_to_make_room(start: Start) -> None:
         assert connection.get("kept") == b"yes"
 
 
+def test_it_is_full_before_the_machine_is(start: Start) -> None:
+    with client(start()) as connection:
+        assert int(connection.info("memory")["maxmemory"]) == 1 << 30
+        assert connection.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+
+
 def test_killed_it_comes_back(start: Start) -> None:
     server = start()
     killed = pid_of(server)

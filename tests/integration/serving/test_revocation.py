@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -29,7 +30,7 @@ from tests.support.keys import ACTOR, Unpublished, registry_of
 from tests.support.postgresql import PostgresqlServer, running_postgresql
 from tests.support.redis import RedisProcess, running_redis
 
-GATEWAYS = 4
+GATEWAYS = 4 if os.environ.get("VISIONGATE_TEST_CHAOS") == "long" else 2
 PROMISED_SECONDS = 1.0
 PATIENCE_SECONDS = 30.0
 PROJECT = Path(__file__).parents[3]
@@ -43,7 +44,7 @@ Change = Callable[[KeyRegistry, IssuedKey], Coroutine[None, None, object]]
 class Said:
     prefix: str
     said: str
-    at: float
+    last_worked: float
 
 
 class GatewayProcess:
@@ -60,7 +61,7 @@ class GatewayProcess:
         assert self._process.stdout is not None
         async with asyncio.timeout(PATIENCE_SECONDS):
             line = json.loads(await self._process.stdout.readline())
-        return Said(line["prefix"], line["said"], line["at"])
+        return Said(line["prefix"], line["said"], line["last_worked"])
 
 
 class Relay:
@@ -164,13 +165,12 @@ async def operator(url: str, redis: RedisProcess | None) -> AsyncIterator[KeyReg
 async def delays_until_it_stops(
     gateways: list[GatewayProcess], registry: KeyRegistry, key: IssuedKey, change: Change, *, code: str
 ) -> list[float]:
-    """Seconds from the moment at which the change was committed, or was about to be, on each gateway."""
+    """Seconds from before the change was committed until the key was last let in, by each gateway."""
     began = time.monotonic()
     await change(registry, key)
     last_words = await asyncio.gather(*(gateway.next() for gateway in gateways))
     assert {(each.prefix, each.said) for each in last_words} == {(key.api_key.prefix, code)}
-    assert all(each.at > began for each in last_words)
-    return [each.at - began for each in last_words]
+    return [each.last_worked - began for each in last_words]
 
 
 async def watched_key(gateways: list[GatewayProcess], registry: KeyRegistry) -> IssuedKey:
@@ -250,13 +250,13 @@ async def test_gateways_cut_off_from_the_database_hear_of_a_revocation_all_the_s
         began = time.monotonic()
         await registry.revoke(revoked.record.id, actor=ACTOR)
         last_words = await asyncio.gather(*words)
-        delays = [each.at - began for each in last_words]
+        delays = [each.last_worked - began for each in last_words]
         report("partitioned", delays)
 
         assert {(each.prefix, each.said) for each in last_words} == {
             (revoked.api_key.prefix, "backend_unavailable")
         }
-        assert 0 < min(delays) <= max(delays) < PROMISED_SECONDS
+        assert max(delays) < PROMISED_SECONDS
         words = [asyncio.create_task(gateway.next()) for gateway in gateways]
         assert not (await asyncio.wait(words, timeout=0.5 * PROMISED_SECONDS))[0], f"{kept.record.id} stopped"
         for word in words:

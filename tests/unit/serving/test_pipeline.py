@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
+import httpx
 import numpy as np
 import orjson
 import pytest
@@ -23,6 +24,7 @@ from tests.support.world import INPUT_SIDE, World, encode, running_world, three_
 
 JPEG = {"Content-Type": "image/jpeg"}
 WHITE = encode(np.full((64, 64, 3), 255, np.uint8))
+GREY = encode(np.full((64, 64, 3), 128, np.uint8))
 
 
 @pytest.fixture
@@ -230,3 +232,75 @@ async def test_a_request_without_a_model_means_the_same_while_models_come(tier: 
         "['dogs', 'gone']": (200, "dogs"),
         "['gone']": (404, "model_not_found"),
     }
+
+
+async def unpublish(world: World) -> None:
+    del world.catalog.models["shapes"]
+    await world.lanes.refresh()
+
+
+async def let_it_load_for_long(world: World) -> None:
+    await unpublish(world)
+    world.backend.unavailable.add("shapes")
+    world.catalog.put(version("1"))
+    await world.lanes.refresh()
+    await world.lanes.settle()
+
+
+async def publish_without_dogs(world: World) -> None:
+    raw = metadata("shapes", side=INPUT_SIDE, anchors=3, classes=["cat", "cow"])
+    raw["model_info"]["version"] = "2"
+    world.catalog.put(ModelContract.parse(orjson.dumps(raw)))
+    await world.lanes.refresh()
+    await world.lanes.settle()
+
+
+@pytest.mark.parametrize(
+    ("happens", "refused_with"),
+    [
+        (unpublish, (404, "model_not_found")),
+        (let_it_load_for_long, (503, "backend_unavailable")),
+        (publish_without_dogs, (422, "invalid_request")),
+    ],
+)
+async def test_what_was_billed_is_answered_again_even_if_it_could_not_be_asked_now(
+    tier: Tier, happens: Callable[[World], Awaitable[None]], refused_with: tuple[int, str]
+) -> None:
+    async with running_world(tier) as world:
+        headers = {**world.bearer(models=["shapes"]), **JPEG}
+
+        async def ask(key: str | None, *, picture: bytes = WHITE) -> httpx.Response:
+            named = {} if key is None else {"Idempotency-Key": key}
+            return await world.client.post(
+                "/v1/infer", content=picture, params={"classes": "dog"}, headers={**headers, **named}
+            )
+
+        first = await ask("a")
+        await happens(world)
+        again = await ask("a")
+        new, unnamed, reused = await ask("b"), await ask(None), await ask("a", picture=GREY)
+
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert (again.content, again.headers["Idempotency-Replayed"]) == (first.content, "true")
+    assert again.headers["RateLimit"].startswith('"burst";r=1')
+    for refused in (new, unnamed):
+        assert (refused.status_code, refused.json()["code"]) == refused_with
+    assert (reused.status_code, reused.json()["code"]) == (422, "idempotency_key_reused")
+    assert len(world.meter.recent()) == 1
+
+
+async def test_nobody_looks_for_an_answer_twice_where_the_request_can_be_asked(
+    tier: Tier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nobody_asks(*_: object) -> None:
+        pytest.fail("admission has looked for it already")
+
+    async with running_world(tier) as world:
+        monkeypatch.setattr(world.admission, "answered", nobody_asks)
+        headers = {**world.bearer(models=["shapes"]), **JPEG, "Idempotency-Key": "a"}
+        statuses = [
+            (await world.client.post("/v1/infer", content=content, headers=headers)).status_code
+            for content in (b"text", WHITE, WHITE)
+        ]
+
+    assert statuses == [422, 200, 200]

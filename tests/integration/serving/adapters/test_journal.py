@@ -30,8 +30,9 @@ class Taken:
     def __init__(self) -> None:
         self.request_ids: list[str] = []
 
-    async def __call__(self, records: Sequence[JournalRecord]) -> None:
+    async def __call__(self, records: Sequence[JournalRecord]) -> Sequence[JournalRecord]:
         self.request_ids += [record.event.request_id for record in records]
+        return []
 
 
 def writing(folder: Path) -> subprocess.Popen[str]:
@@ -77,9 +78,10 @@ async def test_a_process_that_dies_between_handing_over_and_removing_bills_nobod
         connection = RedisConnection(server.url, timeout_seconds=10.0, metrics=metrics)
         meter, journal = RedisMeter(connection), Journal(folder, metrics)
 
-        async def hand_over(records: Sequence[JournalRecord]) -> None:
+        async def hand_over(records: Sequence[JournalRecord]) -> Sequence[JournalRecord]:
             for record in records:
                 await meter.append(record.event, idempotency=None, answer=None)
+            return []
 
         assert await journal.replay(hand_over) == events
         assert list(folder.iterdir()) == []
@@ -102,9 +104,10 @@ async def test_memory_does_not_grow_with_the_journal(tmp_path: Path) -> None:
                 file.write(to_line(JournalRecord(make_event(f"req_{number}"))))
         handed_over = 0
 
-        async def hand_over(records: Sequence[JournalRecord]) -> None:
+        async def hand_over(records: Sequence[JournalRecord]) -> Sequence[JournalRecord]:
             nonlocal handed_over
             handed_over += len(records)
+            return []
 
         journal = Journal(folder, Metrics(CollectorRegistry()))
         tracemalloc.start()

@@ -6,15 +6,21 @@ import asyncio
 import csv
 import io
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from serving.adapters.journal_record import JournalRecord, to_line
+from serving.adapters.redis import keyspace
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.ledger import LedgerEntry, SqlLedger
 from serving.adapters.tiers import load_tiers
@@ -23,8 +29,10 @@ from serving.domain.month import Month
 from serving.domain.usage import UsageEvent
 from serving.errors import OperatorError
 from tests.integration.serving.cli.conftest import Site
-from tests.support.metering import append, charge, connect
+from tests.support.consumers import drain, new_consumer
+from tests.support.metering import append, charge, charged, connect, set_aside
 from tests.support.ports import free_ports
+from tests.support.postgresql import running_postgresql
 from tests.support.usage_events import make_event
 
 THIS_MONTH = Month.of(datetime.now(UTC))
@@ -160,7 +168,9 @@ def test_books_that_agree_end_with_0_and_one_line(site: Site) -> None:
         "in_stream": 0,
         "lag_seconds": 0.0,
         "set_aside": 0,
+        "of_a_later_form": 0,
         "in_journals": 0,
+        "damaged_journals": 0,
         "unprimed_partitions": 0,
         "repaired": 0,
         "differences": [],
@@ -219,7 +229,90 @@ def test_journals_that_wait_are_counted(site: Site) -> None:
     (folder / "2-b.journal").write_bytes(lines[2])
     (folder / "3-c.damaged").write_bytes(lines[2])
 
-    assert run_json("reconcile")["in_journals"] == 3
+    found = run_json("reconcile", expect=1)
+
+    assert (found["in_journals"], found["damaged_journals"], found["agrees"]) == (3, 1, False)
+
+
+@pytest.mark.parametrize("repaired_before", [False, True])
+def test_poison_that_can_be_read_by_now_is_billed_and_charged_once(site: Site, repaired_before: bool) -> None:
+    """Although one event is among it twice, and a repair may have taken its charges for too many."""
+    run("reconcile", "--repair")
+    event, other = (replace(EVENTS[0], request_id=f"req_{each}", pictures=3) for each in "xy")
+    partition = keyspace.partition_of(event.key_id)
+
+    async def poison() -> None:
+        connection = connect(site.redis_url)
+        redis: Any = connection.redis
+        ids = await append(connection, event, other, event)
+        ids.append((await redis.xadd(keyspace.usage_stream(partition), {"e": "?"})).decode())
+        await set_aside(connection, partition, *ids)
+        await connection.close()
+
+    async def move_and_count() -> int:
+        connection, database = connect(site.redis_url), Database(site.database_url)
+        await drain(new_consumer(connection, SqlLedger(database, load_tiers(None))))
+        await connection.redis.delete(keyspace.poison_stream(partition))
+        count = await charged(connection, event.key_id, event.month)
+        await connection.close()
+        await database.close()
+        return count
+
+    asyncio.run(poison())
+    if repaired_before:
+        run("reconcile", "--repair", expect=1)
+    first, second = run("replay-poison", expect=1), run_json("replay-poison", expect=1)
+    count = asyncio.run(move_and_count())
+
+    assert first.stdout.startswith("3 entries are in the stream again; 1 cannot be read.\n  vg:{")
+    assert first.stdout.endswith(": this is no usage event\n")
+    assert (second["moved"], second["left"], len(second["reasons"])) == (0, 1, 1)
+    assert run("replay-poison").stdout == "0 entries are in the stream again; 0 cannot be read.\n"
+    assert count == 6
+    assert run("reconcile").stdout == "They agree: 2 events, 0 on their way, 1 keys.\n"
+
+
+def test_a_large_ledger_is_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than a gateway would: its patience is a fifth of a second here, and the statement takes more."""
+    defaults: Any = Database.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "command_timeout_seconds", 0.2)
+    month = ("--month", str(THIS_MONTH))
+    with running_postgresql() as server:
+        url = server.new_database("large")
+        monkeypatch.setenv("VISIONGATE_DATABASE_URL", url)
+        make_tables(url)
+        for command in (("invoice", *month), ("reconcile", "--repair")):
+            with locked_for(url, 0.6):
+                run(*command)
+
+
+def make_tables(url: str) -> None:
+    async def run() -> None:
+        database = Database(url, command_timeout_seconds=10.0)
+        await database.prepare()
+        await database.close()
+
+    asyncio.run(run())
+
+
+@contextmanager
+def locked_for(url: str, seconds: float) -> Iterator[None]:
+    """Nobody reads usage meanwhile."""
+    is_locked = threading.Event()
+
+    async def hold() -> None:
+        database = Database(url, command_timeout_seconds=10.0)
+        async with database.writing() as session:
+            await session.execute(text("LOCK TABLE usage_events, usage_daily IN ACCESS EXCLUSIVE MODE"))
+            is_locked.set()
+            await session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
+        await database.close()
+
+    with ThreadPoolExecutor() as pool:
+        holding = pool.submit(asyncio.run, hold())
+        assert is_locked.wait(10.0)
+        yield
+        holding.result()
 
 
 def test_what_cannot_be_reached_is_an_error_and_no_verdict(

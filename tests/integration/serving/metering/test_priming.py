@@ -82,6 +82,17 @@ async def test_a_primed_redis_is_left_as_it_is(
     assert await charged(connection, KEYS[0], months[0]) == 0
 
 
+async def test_whether_it_is_primed_is_asked_without_reading_the_streams(
+    connection: RedisConnection, counting: Recount, months: tuple[Month, Month]
+) -> None:
+    await append(connection, *(used(key_id, months[0].begin, 1) for key_id in KEYS))
+    await connection.redis.config_resetstat()
+
+    assert await Priming(counting).unprimed() == list(range(keyspace.PARTITIONS))
+
+    assert "cmdstat_xrange" not in await connection.redis.info("commandstats")
+
+
 async def test_ten_processes_prime_it_once(
     connection: RedisConnection, ledger: SqlLedger, months: tuple[Month, Month]
 ) -> None:

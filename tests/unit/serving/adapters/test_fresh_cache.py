@@ -203,6 +203,20 @@ async def test_a_confirmation_of_an_earlier_moment_takes_nothing_back(
     assert await cache.get("a") == 1
 
 
+async def test_a_confirmation_goes_on_from_the_last_one_but_not_over_a_gap(
+    source: Source, clock: ManualClock
+) -> None:
+    cache = cache_of(source, clock)
+    answers = [await cache.get("a")]
+    cache.confirm(clock.monotonic())
+    for gap_seconds in (0.75, 0.75, 1.0):
+        clock.advance(gap_seconds)
+        cache.confirm_on(clock.monotonic())
+        answers.append(await cache.get("a"))
+
+    assert answers == [1, 1, 1, 2]
+
+
 async def test_nothing_is_confirmed_beyond_its_bound(source: Source, clock: ManualClock) -> None:
     cache = cache_of(source, clock)
     await cache.get("a")

@@ -11,11 +11,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from serving.adapters import journal_record
-from serving.adapters.journal import CHUNK_RECORDS, Journal
+from serving.adapters.journal import APPEND_TIMEOUT_SECONDS, CHUNK_RECORDS, TRIES, Journal
 from serving.adapters.journal_file import JournalFile
 from serving.adapters.journal_record import JournalRecord, to_line
 from serving.errors import AccountsUnavailable
 from serving.metrics import Metrics
+from serving.pipeline import LEASE_GRACE_SECONDS
+from serving.settings import MAX_REDIS_TIMEOUT_SECONDS
 from tests.support.usage_events import make_event
 
 
@@ -32,12 +34,13 @@ class Taker:
         self._failures = failures
         self._after = after
 
-    async def __call__(self, records: Sequence[JournalRecord]) -> None:
+    async def __call__(self, records: Sequence[JournalRecord]) -> Sequence[JournalRecord]:
         if self._failures and len(self.chunks) == self._after:
             self._failures -= 1
             raise AccountsUnavailable("gone again")
         self.records.extend(records)
         self.chunks.append(len(records))
+        return []
 
 
 @pytest.fixture
@@ -315,3 +318,73 @@ async def test_one_file_that_cannot_be_read_does_not_keep_back_the_others(
             await journal.replay(taker)
     assert taker.records == [record(2)]
     assert files(tmp_path) == ["1-dead.journal"]
+
+
+class Refuser:
+    """Takes all but one event."""
+
+    def __init__(self, refused: str) -> None:
+        self.request_ids: list[str] = []
+        self._refused = refused
+
+    async def __call__(self, records: Sequence[JournalRecord]) -> Sequence[JournalRecord]:
+        self.request_ids += [record.event.request_id for record in records]
+        return [record for record in records if record.event.request_id == self._refused]
+
+
+async def test_an_event_that_is_refused_lets_the_others_past_and_is_set_aside_in_the_end(
+    journal: Journal, tmp_path: Path, metrics: Metrics
+) -> None:
+    for number in (1, 2, 3):
+        await journal.append(record(number))
+    refuser = Refuser("req_1")
+    assert await journal.replay(refuser) == 2
+    for _ in range(TRIES - 2):
+        assert sample(metrics, "journal_events") == 1
+        assert await journal.replay(refuser) == 0
+    assert files(tmp_path, ".refused") == []
+    await journal.replay(refuser)
+    assert refuser.request_ids == ["req_1", "req_2", "req_3", *["req_1"] * (TRIES - 1)]
+    (name,) = files(tmp_path)
+    path = tmp_path / "journal" / name
+    assert path.suffix == ".refused"
+    assert path.read_bytes() == to_line(record(1))
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert sample(metrics, "journal_refused_total") == 1
+    assert sample(metrics, "journal_replayed_total") == 2
+    assert sample(metrics, "journal_events") == 0
+    path.rename(path.with_suffix(".journal"))
+    taker = Taker()
+    await journal.replay(taker)
+    assert taker.records == [record(1)]
+    assert files(tmp_path) == []
+
+
+async def test_an_event_that_is_taken_at_last_has_all_its_tries_again(
+    journal: Journal, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        await journal.append(record(1))
+        for _ in range(TRIES - 1):
+            await journal.replay(Refuser("req_1"))
+        assert await journal.replay(Taker()) == 1
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("end", [JournalFile.close, JournalFile.remove, JournalFile.set_aside])
+def test_a_file_that_is_ended_twice_leaves_alone_who_has_its_number_now(
+    tmp_path: Path, end: Callable[[JournalFile], None]
+) -> None:
+    """As at a shutdown, which closes what a thread is about to remove."""
+    (tmp_path / "other").touch()
+    file = JournalFile.create(tmp_path)
+    number = file._descriptor
+    file.close()
+    with (tmp_path / "other").open("rb") as other:
+        assert other.fileno() == number
+        end(file)
+        assert os.fstat(number).st_ino == (tmp_path / "other").stat().st_ino
+
+
+def test_a_lease_outlasts_the_settlement_of_a_request_that_met_its_deadline() -> None:
+    assert MAX_REDIS_TIMEOUT_SECONDS + APPEND_TIMEOUT_SECONDS < LEASE_GRACE_SECONDS

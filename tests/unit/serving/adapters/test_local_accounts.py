@@ -10,6 +10,7 @@ from serving.adapters.memory.clock import ManualClock
 from serving.domain.idempotency import IdempotencyKey
 from serving.domain.inference import RenderedAnswer
 from serving.domain.limits import LimitState
+from serving.domain.month import Month
 from serving.domain.tenant import Principal, Tier
 from serving.errors import (
     IdempotencyKeyInUse,
@@ -48,13 +49,21 @@ class World:
         self.clock = ManualClock(NOVEMBER)
         self.gateways = 1
         self.charged = Charged()
+        self.ledger: int | None = None
+        self.asked_ledger = 0
         self.accounts = LocalAccounts(
             self.clock,
             gateways=lambda: self.gateways,
             admitted_at=self.clock.now,
             charges=self.charged,
+            used_this_month=self.used_this_month,
         )
         self._number = 0
+
+    async def used_this_month(self, key_id: str) -> int | None:
+        assert key_id == KEY
+        self.asked_ledger += 1
+        return self.ledger
 
     async def admit(
         self,
@@ -86,12 +95,12 @@ class World:
             count += 1
         return count
 
-    def redis_left(
-        self, *, tokens: int, quota: int | None = None, admitted_at: datetime | None = None
-    ) -> None:
-        """What it said when it admitted the last request before it went."""
-        limits = LimitState(tokens, 0.0, quota, 1.0, None)
-        self.accounts.note(Reservation("req_0", KEY, 1, admitted_at or self.clock.now(), limits))
+    def redis_left(self, *, tokens: int, quota: int | None = None, by: Principal | None = None) -> None:
+        """What it said of the last request before it went."""
+        month_ends_seconds = (Month.of(self.clock.now()).end - self.clock.now()).total_seconds()
+        self.accounts.note(
+            by or principal(quota=quota), LimitState(tokens, 0.0, quota, month_ends_seconds, None)
+        )
 
 
 @pytest.fixture
@@ -147,7 +156,7 @@ async def test_after_a_return_it_goes_on_from_what_redis_said_last(world: World)
 
 async def test_the_quota_that_was_left_is_all_there_is(world: World) -> None:
     caller = principal(quota=100, burst=50)
-    world.redis_left(tokens=50, quota=4)
+    world.redis_left(tokens=50, quota=4, by=caller)
     assert await world.admitted(caller) == 4
     with pytest.raises(QuotaExceeded):
         await world.admit(caller)
@@ -156,7 +165,7 @@ async def test_the_quota_that_was_left_is_all_there_is(world: World) -> None:
 
 async def test_a_quota_of_last_month_says_nothing_of_this_one(world: World) -> None:
     caller = principal(quota=100, burst=50)
-    world.redis_left(tokens=50, quota=4, admitted_at=NOVEMBER)
+    world.redis_left(tokens=50, quota=4, by=caller)
     world.clock.advance(10)
     assert world.clock.now() == datetime(2026, 12, 1, tzinfo=UTC)
     assert await world.admitted(caller) == 50
@@ -262,3 +271,113 @@ async def test_a_wall_clock_that_jumps_moves_no_limit(world: World) -> None:
     world.redis_left(tokens=3)
     world.clock.set_wall_clock(NOVEMBER + timedelta(days=1))
     assert await world.admitted(principal()) == 3
+
+
+@pytest.mark.parametrize(("gateways", "expected"), [(1, 10), (2, 5), (3, 4), (11, 1)])
+async def test_what_is_left_of_the_quota_is_shared_and_rounded_up(
+    world: World, gateways: int, expected: int
+) -> None:
+    world.gateways = gateways
+    caller = principal(rate=60_000, burst=1000, quota=100)
+    world.redis_left(tokens=1000, quota=10, by=caller)
+    assert await world.admitted(caller) == expected
+    with pytest.raises(QuotaExceeded, match=r"^0 of this month's 100 pictures are left"):
+        await world.admit(caller)
+
+
+async def test_a_key_that_was_refused_everything_stays_refused(world: World) -> None:
+    caller = principal(quota=100)
+    world.redis_left(tokens=12, quota=0, by=caller)
+    assert await world.admitted(caller) == 0
+    assert world.asked_ledger == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "left", "now", "expected"),
+    [
+        (100, 10, 40, 0),  # of 90 used
+        (100, 10, 95, 5),
+        (100, 10, 110, 20),
+        (100, 10, None, 50),  # as many as come
+        (None, None, 100, 25),  # nobody counted here, and the ledger did
+    ],
+)
+async def test_another_tier_meanwhile_does_not_change_what_was_used(
+    world: World, before: int | None, left: int | None, now: int | None, expected: int
+) -> None:
+    world.ledger = 75
+    world.redis_left(tokens=1000, quota=left, by=principal(rate=60_000, burst=1000, quota=before))
+    assert await world.admitted(principal(rate=60_000, burst=1000, quota=now), requests=50) == expected
+
+
+async def test_a_tier_that_changes_in_the_midst_of_it_counts_what_was_admitted_here_too(world: World) -> None:
+    small, large = (principal(rate=60_000, burst=1000, quota=quota) for quota in (100, 120))
+    world.gateways = 2
+    world.redis_left(tokens=1000, quota=10, by=small)
+    assert await world.admitted(small) == 5
+    assert await world.admitted(large) == 10  # of its share of 30
+
+
+async def test_what_a_key_nobody_told_of_has_used_is_asked_of_the_ledger_once(world: World) -> None:
+    world.ledger = 97
+    caller = principal(quota=100)
+    assert (await world.accounts.limits(caller)).quota == 3
+    assert await world.admitted(caller) == 3
+    assert world.asked_ledger == 1
+
+
+async def test_a_key_without_a_quota_is_not_asked_for(world: World) -> None:
+    await world.admit(principal())
+    assert world.asked_ledger == 0
+
+
+async def test_a_ledger_that_answers_late_counts_no_picture_twice(world: World) -> None:
+    caller = principal(rate=60_000, burst=1000, quota=100)
+    assert await world.admitted(caller, requests=10) == 10
+    world.ledger = 90
+    assert await world.admitted(caller) == 10
+    assert world.asked_ledger == 11
+
+
+async def test_of_a_new_month_the_ledger_tells(world: World) -> None:
+    caller = principal(quota=100)
+    world.redis_left(tokens=12, quota=0, by=caller)
+    world.clock.advance(10)
+    world.ledger = 95
+    assert await world.admitted(caller) == 5
+
+
+async def test_midnight_that_has_passed_here_and_not_there_takes_no_month_for_another(world: World) -> None:
+    caller = principal(quota=100)
+    world.clock.advance(10)  # December, here
+    world.accounts.note(caller, LimitState(12, 0.0, 0, 0.001, None))
+    assert await world.admitted(caller, requests=3) == 3
+
+
+async def test_what_redis_admitted_has_its_key_here_until_it_ends(world: World) -> None:
+    again = IdempotencyKey("again", "a" * 64)
+    first = Reservation("req_0", KEY, 1, world.clock.now(), LimitState(5, 0.0, None, 1.0, None), again)
+    world.accounts.claim(first, 10)
+    with pytest.raises(IdempotencyKeyInUse):
+        await world.admit(principal(), idempotency=again)
+    await world.accounts.give_back(first)
+    second = await world.admit(principal(), idempotency=again)
+    with pytest.raises(IdempotencyKeyInUse):
+        world.accounts.claim(first, 10)
+    with pytest.raises(IdempotencyKeyInUse):
+        world.accounts.hold(first)
+    world.clock.advance(9.9)
+    world.accounts.hold(second)  # and has it until it is journaled
+    world.clock.advance(0.2)
+    with pytest.raises(IdempotencyKeyInUse):
+        await world.admit(principal(), idempotency=again)
+
+
+async def test_holding_a_key_does_not_shorten_its_claim(world: World) -> None:
+    again = IdempotencyKey("again", "a" * 64)
+    first = Reservation("req_0", KEY, 1, world.clock.now(), LimitState(5, 0.0, None, 1.0, None), again)
+    world.accounts.claim(first, 1000)
+    world.accounts.hold(first)
+    world.clock.advance(999)
+    with pytest.raises(IdempotencyKeyInUse):
+        world.accounts.answered(KEY, again)

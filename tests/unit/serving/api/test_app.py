@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from serving.api.app import build_app
 from serving.api.crowd import Crowd
+from serving.clock import SystemClock
 from serving.metrics import Metrics
 
 
@@ -33,6 +34,7 @@ def app_that(notes: list[str], *, start_fails: bool = False) -> FastAPI:
         [],
         metrics=metrics,
         crowd=Crowd(1, metrics),
+        clock=SystemClock(),
         on_startup=start,
         in_background=background,
         on_shutdown=shutdown,

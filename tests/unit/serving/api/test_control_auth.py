@@ -186,6 +186,82 @@ def test_a_key_that_proves_nothing_stops_the_start(key: str) -> None:
     assert "nonsense" not in str(refused.value)
 
 
+def der(private: Any) -> bytes:
+    encoded: bytes = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return encoded
+
+
+def ssh(private: Any) -> str:
+    encoded: bytes = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    return encoded.decode()
+
+
+def body(pem: str) -> str:
+    """Without its armour."""
+    return "\n".join(pem.splitlines()[1:-1])
+
+
+PEM = public_pem(RSA)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(base64.b64encode(der(private)).decode() for private in (RSA, P256, ED25519)),
+        *(body(public_pem(private)) for private in (RSA, P256, ED25519)),
+        base64.urlsafe_b64encode(der(RSA)).decode().rstrip("="),
+        body(private_pem(RSA)),
+        body(PEM).replace("\n", "\\n"),
+        body(PEM)[:128],  # and the rest was lost
+        der(P256).hex(),
+        der(P256).hex().upper(),
+        base64.b64encode(PEM.encode()).decode(),
+        *(ssh(private) for private in (RSA, P256, ED25519)),
+        *(ssh(private).split()[1] for private in (RSA, P256, ED25519)),
+        "---- BEGIN SSH2 PUBLIC KEY ----\n" + ssh(RSA).split()[1],
+        f'"{PEM}"',
+        f"'{PEM}'",
+        f"\ufeff{PEM}",
+        f"user_jwt_key={PEM}",
+        orjson.dumps(jwt.algorithms.RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True)).decode(),
+        base64.b64encode(b'{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQH"}').decode(),
+        '  [{"kty": "oct", "k": "c2VjcmV0IG9mIG5vYm9keSdz"}]',
+        "https://login.example.org/.well-known/jwks.json",
+        "HTTPS://login.example.org/realms/visiongate/certs",
+        "file:/run/secrets/the-users-public-key-of-visiongate",
+        "/run/secrets/visiongate/users-public-key",
+        "/etc/visiongate/keys/the_key_of_the_users.pem",
+        "./secrets/of/the/gateway/usersPublicKey1",
+        "~/secrets/of the gateway/users_public_key",
+        "secrets-of-the-gateway/users-public-key.pub",
+        "C:\\secrets\\of\\the\\gateway\\users-public-key",
+        __file__,
+    ],
+)
+def test_what_looks_like_a_public_key_is_not_taken_for_a_secret(key: str) -> None:
+    with pytest.raises(OperatorError, match="user_jwt_key") as refused:
+        auth(key)
+    assert key.strip()[:20] not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        SHARED,
+        "/" + base64.b64encode(hashlib.sha512(b"7").digest()).decode()[1:],
+        "/" + base64.b64encode(hashlib.sha384(b"1").digest()).decode().replace("+", "x")[1:],
+        hashlib.sha256(b"1").hexdigest(),
+        base64.b64encode(b"0" + bytes(31)).decode(),
+        "correct horse battery staple, and more of it",
+        "".join(map(chr, range(33, 127))),
+        "7" * 32,
+    ],
+)
+def test_a_random_secret_is_one(secret: str) -> None:
+    token = _hand_made({"alg": "HS256"}, claims(), secret.encode())
+    assert auth(secret).caller(token) == Caller("ada")
+
+
 @pytest.mark.parametrize("token", ["", "x" * 15])
 def test_an_admin_token_that_can_be_guessed_stops_the_start(token: str) -> None:
     with pytest.raises(OperatorError, match="admin_token"):

@@ -9,9 +9,13 @@ import httpx
 import orjson
 import pytest
 
+from serving.adapters.memory.keys import InMemoryKeyStore
 from serving.api.control_requests import MAX_BODY_BYTES
+from serving.domain.key_record import MAX_NAME_CHARACTERS, KeyRecord
+from serving.domain.tenant import Tier
+from serving.errors import OperatorError
 from tests.support.problems import assert_problem
-from tests.support.world import World, as_operator, as_user
+from tests.support.world import World, as_operator, as_user, running_world
 
 WANTED = {"user": "ada", "tier": "test"}
 NOBODY: dict[str, str] = {}
@@ -82,6 +86,12 @@ NO_KEYS: list[dict[str, Any]] = [
     {"expires_at": "2099-01-01T00:00:00"},  # of which zone?
     {"expires_at": "2099-01-01"},
     {"expires_at": 4_070_908_800},
+    {"expires_at": "4070908800"},
+    {"expires_at": "2099-01-01 00:00:00Z"},
+    {"expires_at": "2099-02-30T00:00:00Z"},
+    {"expires_at": "9999-12-31T23:59:59-14:00"},
+    {"expires_at": "9000-01-01T00:00:00Z"},
+    {"expires_at": "0001-01-01T00:00:00+14:00"},
     {"expires_at": "soon"},
     {"id": "key_of_my_own"},
 ]
@@ -136,7 +146,9 @@ async def test_nobody_gets_in_without_a_token(world: World, method: str, path: s
         response = await world.client.request(method, path, headers=caller)
 
         assert_problem(response, 401, "unauthenticated")
-        assert response.headers["WWW-Authenticate"].startswith("Bearer")
+        asked = response.headers["WWW-Authenticate"]
+        sent = caller.get("Authorization", "").startswith("Bearer")
+        assert asked == 'Bearer realm="visiongate"' + (', error="invalid_token"' if sent else "")
 
 
 @pytest.mark.parametrize(
@@ -200,6 +212,55 @@ async def test_a_key_is_revoked_once_and_for_good(world: World, caller: dict[str
     assert await opens(world, issued["api_key"]) == "key_revoked"
     changes = [(row.change.action, row.change.actor) for row in await world.keys.history()]
     assert changes == [("created", "admin"), ("revoked", actor)]
+
+
+async def test_a_user_with_the_longest_name_changes_their_own_keys(world: World) -> None:
+    user = "a" * MAX_NAME_CHARACTERS
+    issued = await create(world, user=user)
+
+    rotated = await rotate(world, issued["id"], as_user(user), 60)
+    revoked = await world.client.delete(f"/api/v1/keys/{issued['id']}", headers=as_user(user))
+
+    assert (rotated.status_code, revoked.status_code) == (200, 200)
+    assert {row.change.actor for row in await world.keys.history()} == {"admin", f"user:{user}"}
+
+
+class Refusing(InMemoryKeyStore):
+    async def revoke(self, key_id: str, *, actor: str) -> KeyRecord:
+        raise OperatorError("Not this one.")
+
+
+async def test_what_a_revocation_is_refused_for_is_told(tier: Tier) -> None:
+    async with running_world(tier, make_keys=Refusing) as world:
+        issued = await create(world)
+        response = await world.client.delete(f"/api/v1/keys/{issued['id']}", headers=as_operator())
+
+    assert_problem(response, 422, "invalid_request")
+    assert response.json()["detail"] == "Not this one."
+
+
+class Unasked(InMemoryKeyStore):
+    async def get(self, key_id: str) -> KeyRecord | None:
+        raise AssertionError(f"{key_id!r} must not come to a database")
+
+
+@pytest.mark.parametrize("key_id", ["%00", "key_1%00", "%0A", "%20", "k" * 201])
+@pytest.mark.parametrize(("method", "verb"), [("GET", ""), ("DELETE", ""), ("POST", "/rotate")])
+async def test_what_can_be_no_keys_id_is_unknown(tier: Tier, method: str, verb: str, key_id: str) -> None:
+    async with running_world(tier, make_keys=Unasked) as world:
+        path = f"/api/v1/keys/{key_id}{verb}"
+        response = await world.client.request(
+            method, path, json={"overlap_seconds": 0}, headers=as_operator()
+        )
+
+    assert_problem(response, 404, "key_not_found")
+
+
+@pytest.mark.parametrize("user", ["%00", "a%00b", "%20", "%E2%80%8B"])
+async def test_what_can_be_no_users_name_is_refused(world: World, user: str) -> None:
+    for path in ("/api/v1/keys?", "/api/v1/usage?", "/api/v1/usage/invoice?month=2026-11&"):
+        response = await world.client.get(f"{path}user={user}", headers=as_operator())
+        assert_problem(response, 422, "invalid_request")
 
 
 async def test_after_a_rotation_both_work_while_they_overlap(world: World) -> None:

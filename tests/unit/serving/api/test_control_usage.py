@@ -123,7 +123,14 @@ async def test_a_spreadsheet_reads_the_same_lines(world: World) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    [{}, {"month": "2026-13"}, {"month": "2026-11", "format": "pdf"}, {"month": "2026-11", "year": "1"}],
+    [
+        {},
+        {"month": "2026-13"},
+        {"month": "9999-12"},
+        {"month": "1999-12"},
+        {"month": "2026-11", "format": "pdf"},
+        {"month": "2026-11", "year": "1"},
+    ],
 )
 async def test_what_is_no_invoice_is_refused(world: World, query: dict[str, str]) -> None:
     assert_problem(

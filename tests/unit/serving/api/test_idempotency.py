@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from serving.api.request_forms import MAX_PICTURES_ASKED_AGAIN
 from serving.domain.tenant import Tier
 from tests.support.gate import Gate
 from tests.support.problems import assert_problem
@@ -86,6 +88,60 @@ async def test_the_form_that_a_request_comes_in_does_not_count(world: World, jpe
     assert len(world.meter.recent()) == 1
 
 
+async def test_how_a_request_is_put_does_not_count(world: World, jpeg: bytes) -> None:
+    """Its only model may be named, or not; classes come in any order, and their ids as numbers or words."""
+    headers = {**world.bearer(models=["shapes"]), **NAMED}
+    picture = b64encode(jpeg).decode()
+    in_a_body: list[dict[str, Any]] = [
+        {"image": picture, "model": "shapes", "classes": each} for each in (["dog", 0], [0, "dog"])
+    ]
+    answers = [await world.client.post("/v1/infer", json=body, headers=headers) for body in in_a_body]
+    for path, classes in (("/v1/infer", "0,dog"), ("/v1/infer/shapes", "dog,0")):
+        answers.append(
+            await world.client.post(
+                path, content=jpeg, params={"classes": classes}, headers={**headers, **JPEG}
+            )
+        )
+
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert len({answer.content for answer in answers}) == 1
+    assert len(world.meter.recent()) == 1
+
+
+@pytest.mark.parametrize("form", ["json", "multipart"])
+async def test_a_list_is_answered_again_when_its_tier_allows_fewer(
+    world: World, jpeg: bytes, tier: Tier, form: str
+) -> None:
+    headers = world.bearer()
+    forms: dict[str, dict[str, Any]] = {
+        "json": {"json": {"images": [b64encode(jpeg).decode()] * 3}},
+        "multipart": {"files": [("image", ("a.jpg", jpeg, "image/jpeg"))] * 3},
+    }
+
+    async def ask(more: dict[str, str]) -> httpx.Response:
+        return await world.client.post("/v1/infer/shapes", **forms[form], headers={**headers, **more})
+
+    first = await ask(NAMED)
+    world.tiers[tier.name] = replace(tier, max_pictures_per_request=2)
+    again, new, unnamed = await ask(NAMED), await ask({"Idempotency-Key": "new"}), await ask({})
+
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert again.content == first.content
+    assert again.headers["Idempotency-Replayed"] == "true"
+    for refused in (new, unnamed):
+        assert_problem(refused, 422, "invalid_request")
+    assert [event.pictures for event in world.meter.recent()] == [3]
+
+
+async def test_no_more_pictures_are_read_than_any_list_ever_had(world: World) -> None:
+    headers = {**world.bearer(), **NAMED}
+    body = {"images": [""] * (MAX_PICTURES_ASKED_AGAIN + 1)}
+    refused = await world.client.post("/v1/infer/shapes", json=body, headers=headers)
+
+    assert_problem(refused, 422, "invalid_request")
+    assert f"more than the {MAX_PICTURES_ASKED_AGAIN} allowed" in refused.json()["detail"]
+
+
 @pytest.mark.parametrize(
     "change", [{"params": {"max_detections": 1}}, {"params": {"model": "shapes"}, "picture": b""}]
 )
@@ -137,7 +193,7 @@ async def test_a_request_that_failed_leaves_its_name_free(world: World, jpeg: by
     assert "Idempotency-Replayed" not in corrected.headers
 
 
-@pytest.mark.parametrize("key", ['""', "two words", '"open', '"a";b=1', "x" * 256])
+@pytest.mark.parametrize("key", ['""', "two words", '"open', '"a";B', "x" * 256])
 async def test_a_name_that_is_not_understood_is_refused_and_not_overlooked(
     world: World, jpeg: bytes, key: str
 ) -> None:

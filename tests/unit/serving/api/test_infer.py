@@ -188,3 +188,13 @@ async def test_so_is_that_of_json(world: World, jpeg: bytes, media_type: str) ->
     )
 
     assert response.status_code == 200
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_the_bytes_of_an_event_are_those_of_the_body_as_it_came(
+    world: World, jpeg: bytes, form: str
+) -> None:
+    response = await post_form(world, form, jpeg)
+
+    (event,) = world.meter.recent()
+    assert event.received_bytes == int(response.request.headers["Content-Length"]) >= len(jpeg)

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from jsonschema import Draft202012Validator, FormatChecker
 
+from serving.api.idempotency_field import idempotency_key
 from tests.support.tiers import make_tier
 from tests.support.world import running_world
 
@@ -18,6 +20,7 @@ CODES = [
     (403, "forbidden"),
     (404, "model_not_found"),
     (409, "idempotency_key_in_use"),
+    (409, "answer_not_kept"),
     (413, "payload_too_large"),
     (415, "unsupported_media_type"),
     (422, "invalid_request"),
@@ -105,7 +108,7 @@ def test_every_refusal_is_problem_details_and_every_answer_is_described(schema: 
     for route, operation in operations(schema).items():
         for status, response in operation["responses"].items():
             problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
-            if int(status) >= 400 and route != ("get", "/readyz"):
+            if int(status) >= 400 and (*route, status) != ("get", "/readyz", "503"):
                 assert response["content"] == {"application/problem+json": problem}, route
             else:
                 assert response["content"]["application/json"]["schema"], route
@@ -117,7 +120,7 @@ def test_answers_to_an_api_key_say_what_is_left(schema: dict[str, Any]) -> None:
     for route, operation in operations(schema).items():
         for status, response in operation["responses"].items():
             told = {"RateLimit", "RateLimit-Policy"} <= set(response.get("headers", {}))
-            assert told == (route in BY_API_KEY and status != "401"), (route, status)
+            assert told == (route in BY_API_KEY and status not in ("401", "405")), (route, status)
 
 
 @pytest.mark.parametrize("path", INFERENCE)
@@ -170,3 +173,53 @@ def test_a_body_that_is_wanted_is_described(schema: dict[str, Any], path: str, f
 
     assert body["required"]
     assert field in body["content"]["application/json"]["schema"]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_valid"),
+    [
+        ("2026-11-21", True),
+        ("2026-11-21T13:00:00Z", True),
+        ("2026-11-21T13:00:00.000Z", True),
+        ("2026-11-21T01:30:00+05:30", True),
+        ("2026-11-21T13:00:01Z", False),
+        ("2026-11-21T13:00:00.5Z", False),
+        ("2026-11", False),
+        ("yesterday", False),
+    ],
+)
+def test_a_period_is_said_in_days_or_whole_hours(schema: dict[str, Any], value: str, is_valid: bool) -> None:
+    parameters = schema["paths"]["/v1/usage"]["get"]["parameters"]
+    for name in ("from", "to"):
+        (field,) = (each["schema"] for each in parameters if each["name"] == name)
+        # The formats of this validator are those that need no other package.
+        assert Draft202012Validator(field, format_checker=FormatChecker(["date"])).is_valid(value) == is_valid
+        assert {each["format"] for each in field["anyOf"][0]["anyOf"]} == {"date", "date-time"}
+
+
+def test_a_new_key_is_where_it_says_and_never_stored(schema: dict[str, Any]) -> None:
+    issued = schema["paths"]["/api/v1/keys"]["post"]["responses"]["201"]["headers"]
+    rotated = schema["paths"]["/api/v1/keys/{key_id}/rotate"]["post"]["responses"]["200"]["headers"]
+
+    assert {"Location", "Cache-Control"} <= set(issued)
+    assert "Cache-Control" in rotated
+
+
+def test_every_route_documents_405(schema: dict[str, Any]) -> None:
+    for operation in operations(schema).values():
+        assert "Allow" in operation["responses"]["405"]["headers"]
+
+
+def test_violated_policies_are_there_or_not_but_never_null(schema: dict[str, Any]) -> None:
+    problem = schema["components"]["schemas"]["Problem"]
+    assert problem["properties"]["violated-policies"]["type"] == "array"
+    assert "violated-policies" not in problem["required"]
+
+
+@pytest.mark.parametrize("key", ["x" * 255, '"' + "x" * 255 + '"', '"' + r"\\" * 255 + '"'])
+def test_the_longest_idempotency_keys_are_valid(schema: dict[str, Any], key: str) -> None:
+    parameters = schema["paths"]["/v1/infer"]["post"]["parameters"]
+    (field,) = (each["schema"] for each in parameters if each["name"] == "Idempotency-Key")
+
+    assert idempotency_key([key])
+    Draft202012Validator(field).validate(key)

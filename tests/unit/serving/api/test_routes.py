@@ -116,3 +116,49 @@ async def test_another_method_is_a_problem(world: World, method: str, path: str)
     assert response.headers["Allow"] == "POST"
     if method != "HEAD":
         assert_problem(response, 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/models", "GET, HEAD"),
+        ("/v1/models/shapes", "GET, HEAD"),
+        ("/v1/usage", "GET, HEAD"),
+        ("/api/v1/keys", "GET, HEAD, POST"),
+        ("/api/v1/keys/key_1", "GET, HEAD, DELETE"),
+        ("/api/v1/keys/key_1/rotate", "POST"),
+        ("/api/v1/users/team/ada/disable", "POST"),
+        ("/healthz", "GET, HEAD"),
+    ],
+)
+@pytest.mark.parametrize("method", ["PUT", "TRACE"])
+async def test_what_is_allowed_is_what_any_route_at_the_path_takes(
+    world: World, method: str, path: str, allowed: str
+) -> None:
+    response = await world.client.request(method, path)
+
+    assert_problem(response, 405, "method_not_allowed")
+    assert response.headers["Allow"] == allowed
+
+
+async def test_where_there_is_nothing_no_method_is_allowed(world: World) -> None:
+    response = await world.client.put("/v1/nothing")
+
+    assert_problem(response, 404, "not_found")
+    assert "Allow" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("target", "instance"),
+    [
+        ("/v1/n%C3%B6", "/v1/n%C3%B6"),
+        ("/v1/a%3Fb%23c", "/v1/a%3Fb%23c"),
+        ("//evil.example/v1", "/%2Fevil.example/v1"),
+        ("/%2Fevil.example", "/%2Fevil.example"),
+    ],
+)
+async def test_a_problem_names_the_path_and_no_other_host(world: World, target: str, instance: str) -> None:
+    response = await world.client.get(f"http://gateway{target}")
+
+    assert_problem(response, 404, "not_found")
+    assert response.json()["instance"] == instance

@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.domain.tenant import Tier
 from tests.support.problems import assert_problem
 from tests.support.usage_events import make_event
-from tests.support.world import World, make_contract
+from tests.support.world import World, make_contract, running_world
 from tests.unit.serving.api.conftest import Bills
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -160,3 +161,13 @@ async def test_a_model_that_is_being_loaded_has_not_been_used_yet(world: World) 
 async def test_it_takes_a_key_and_answers_head(world: World, path: str) -> None:
     assert_problem(await world.client.get(path), 401, "unauthenticated")
     assert (await world.client.head(path, headers=world.bearer())).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["%00", "shapes%00", "%0A", "%20"])
+async def test_what_can_be_no_models_name_is_unknown_before_a_database_is_asked(
+    tier: Tier, name: str
+) -> None:
+    async with running_world(tier) as world:  # whose ledger nobody can open
+        response = await world.client.get(f"/v1/deployments/{name}/usage", headers=world.bearer())
+
+    assert_problem(response, 404, "model_not_found")

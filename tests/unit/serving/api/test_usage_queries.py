@@ -41,6 +41,8 @@ def at(year: int, month: int, day: int, hour: int = 0) -> datetime:
         ({"from": "2026-11-21t13:00:00z", "to": "2026-11-22"}, at(2026, 11, 21, 13), at(2026, 11, 22)),
         ({"from": "2026-11-21T01:00:00+02:00", "to": "2026-11-21"}, at(2026, 11, 20, 23), at(2026, 11, 21)),
         ({"from": "2026-11-21T01:30:00+05:30", "to": "2026-11-21"}, at(2026, 11, 20, 20), at(2026, 11, 21)),
+        ({"from": "2026-11-20T00:00:00.000Z"}, at(2026, 11, 20), at(2026, 12, 1)),
+        ({"from": "2026-11-21T01:30:00.0+05:30"}, at(2026, 11, 20, 20), at(2026, 12, 1)),
         ({"from": "2024-02-29"}, at(2024, 2, 29), at(2024, 3, 1)),
     ],
 )
@@ -66,6 +68,8 @@ def test_a_period_is_what_is_said_and_else_a_month(
         {"from": "2026-11-21T13:30:00Z"},
         {"from": "2026-11-21T13:00:01Z"},
         {"from": "2026-11-21T13:00:00.5Z"},
+        {"from": "2026-11-21T13:00:00.0000001Z"},
+        {"from": "2026-11-21T13:00:00.Z"},
         {"from": "2026-11-21T01:00:00+05:30"},  # half past an hour in UTC
         {"from": "2026-11-21T01:00:00 02:00"},  # a plus that was not encoded
         {"from": "2026-11-21T24:00:00Z"},
@@ -79,6 +83,9 @@ def test_a_period_is_what_is_said_and_else_a_month(
         {"surprise": "1"},
         {"user": ""},
         {"user": "x" * 201},
+        {"user": "a\0b"},
+        {"key_id": "\0"},
+        {"user": " "},
     ],
 )
 def test_anything_else_is_refused(query: dict[str, str]) -> None:
@@ -118,7 +125,9 @@ def test_whatever_is_written_is_a_whole_hour_or_refused(text: str) -> None:
     assert asked.end == Month.of(asked.begin).end
 
 
-@pytest.mark.parametrize("month", ["", "2026", "2026-13", "2026-1", "0000-01", "november", "2026-11-01"])
+@pytest.mark.parametrize(
+    "month", ["", "2026", "2026-13", "2026-1", "0000-01", "9999-12", "november", "2026-11-01"]
+)
 def test_an_invoice_is_for_a_month(month: str) -> None:
     with pytest.raises(InvalidRequest, match="month"):
         parsed(InvoiceParameters, QueryParams({"month": month}))

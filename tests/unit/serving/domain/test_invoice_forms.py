@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -25,14 +26,14 @@ def line_of(user: str) -> InvoiceLine:
 
 def test_csv_has_a_header_and_a_record_for_each_line() -> None:
     assert invoice_csv(INVOICE) == (
-        "month,user,key_id,tier,deployment,what,quantity,unit_price,amount\r\n"
-        "2026-11,ada,key_1,pro,shapes,pictures,3,0.000500,0.000002\r\n"
-        "2026-11,ada,key_1,pro,,subscription,1,500.000000,500.000000\r\n"
+        '"month","user","key_id","tier","deployment","what","quantity","unit_price","amount"\r\n'
+        '"2026-11","ada","key_1","pro","shapes","pictures","3","0.000500","0.000002"\r\n'
+        '"2026-11","ada","key_1","pro","","subscription","1","500.000000","500.000000"\r\n'
     )
 
 
 def test_an_empty_invoice_is_its_header() -> None:
-    assert invoice_csv(Invoice(NOVEMBER, ())) == ",".join(CSV_COLUMNS) + "\r\n"
+    assert invoice_csv(Invoice(NOVEMBER, ())) == ",".join(map('"{}"'.format, CSV_COLUMNS)) + "\r\n"
 
 
 @pytest.mark.parametrize(
@@ -44,8 +45,17 @@ def test_an_empty_invoice_is_its_header() -> None:
         ("+1", "'+1"),
         ("-1", "'-1"),
         ("@SUM(A1)", "'@SUM(A1)"),
-        ("\t=1", "'\t=1"),
-        ("\r=1", "'\r=1"),
+        ("\t=1", "'\t'=1"),
+        ("\r=1", "'\r'=1"),
+        ("\ttab", "'\ttab"),
+        ("a;b|c", "a;b|c"),
+        ("a;=1", "a;'=1"),
+        ("a; =1", "a;' =1"),
+        ('a;"=1', "a;'\"=1"),
+        ("a|@SUM(A1)", "a|'@SUM(A1)"),
+        ("a\t-1;+1", "a\t'-1;'+1"),
+        ("a\n=1", "a\n'=1"),
+        ("a;\uff1d1", "a;'\uff1d1"),
         ("\uff1d1+1", "'\uff1d1+1"),  # full width: some spreadsheets take it for =
         ('=HYPERLINK("http://x";"y")', '\'=HYPERLINK("http://x";"y")'),
         ('a","=1', 'a","=1'),  # quoted, so that no cell begins inside
@@ -64,8 +74,16 @@ def test_csv_is_read_back_as_it_was(user: str) -> None:
     header, record = csv.reader(io.StringIO(text, newline=""), strict=True)
 
     assert header == list(CSV_COLUMNS)
-    assert record[1].removeprefix("'") == user.removeprefix("'")
+    assert record[1].replace("'", "") == user.replace("'", "")
     assert record[-1] == "0.000002"
+
+
+@given(st.text(st.sampled_from("a=+-@\uff1d;|\t\n,'\" ")), st.sampled_from(",;|\t"))
+def test_nor_is_what_another_separator_makes_of_it(user: str, separator: str) -> None:
+    text = invoice_csv(Invoice(NOVEMBER, (line_of(user),)))
+
+    for record in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
+        assert not any(re.match(r"[\s\"]*[-=+@\uff1d]", cell) for cell in record)
 
 
 def test_json_has_money_as_text_and_in_micros() -> None:

@@ -2,14 +2,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from pydantic import SecretStr
 
 from serving.adapters.memory.clock import START
 from serving.domain.api_key import ApiKey, KeyHasher
-from serving.domain.key_record import IssuedKey, KeyRecord, KeyState, authenticated, issue_key, rotate_key
+from serving.domain.key_record import (
+    EXPIRIES_END,
+    IssuedKey,
+    KeyRecord,
+    KeyState,
+    authenticated,
+    issue_key,
+    rotate_key,
+)
 from serving.domain.tenant import Principal, Tier
 from serving.errors import InternalError, KeyExpired, KeyRevoked, OperatorError, Unauthenticated
 
@@ -87,6 +95,29 @@ def test_an_expiry_in_the_past_is_refused(expires_at: datetime) -> None:
 def test_an_expiry_without_a_time_zone_is_refused() -> None:
     with pytest.raises(OperatorError, match="time zone"):
         issue(expires_at=START.replace(tzinfo=None))
+
+
+@pytest.mark.parametrize(
+    "expires_at",
+    [
+        EXPIRIES_END,
+        datetime.max.replace(tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(-timedelta(hours=14))),  # has no time in UTC
+    ],
+)
+def test_an_expiry_near_the_end_of_all_calendars_is_refused(expires_at: datetime) -> None:
+    with pytest.raises(OperatorError, match="8999"):
+        issue(expires_at=expires_at)
+
+
+def test_an_expiry_is_kept_in_utc() -> None:
+    paris = timezone(timedelta(hours=2))
+    last = EXPIRIES_END - timedelta(microseconds=1)
+
+    kept = issue(expires_at=last.astimezone(paris)).record.expires_at
+
+    assert kept == last
+    assert kept.tzinfo is UTC
 
 
 def test_no_record_is_answered_like_a_wrong_secret() -> None:

@@ -46,7 +46,7 @@ def upgrade() -> None:
         # On SQLite only INTEGER counts up by itself, and AUTOINCREMENT never gives an id twice.
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("actor", sa.String(200), nullable=False),
+        sa.Column("actor", sa.String(240), nullable=False),
         sa.Column("action", sa.String(32), nullable=False),
         sa.Column("user", sa.String(200), nullable=False),
         sa.Column("key_id", sa.String(40), nullable=True),

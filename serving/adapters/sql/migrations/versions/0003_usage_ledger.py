@@ -1,4 +1,4 @@
-"""The ledger: usage events, and what they add up to by hour and by day."""
+"""The ledger: usage events, what they add up to by hour and by day, and what subscriptions cost when."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def upgrade() -> None:
         )
         op.create_index(f"ix_{name}_key_id", name, ["key_id", "begin"])
         op.create_index(f"ix_{name}_user", name, ["user", "begin"])
+    op.create_table(
+        "subscription_prices",
+        *_names("tier"),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        *_numbers("price_micros_per_month"),
+        sa.PrimaryKeyConstraint("tier", "since", name="pk_subscription_prices"),
+    )
 
 
 def _names(*names: str) -> list[sa.Column[str]]:

@@ -130,3 +130,30 @@ async def test_a_partition_without_its_epoch_is_not_charged_and_its_keys_stay_ow
         client.set(epoch, "epoch-2")
     assert await charges.charge()
     assert levels(KEY) == [7 * TOKEN]
+
+
+@pytest.mark.parametrize(
+    "break_account",
+    [
+        lambda client, account: client.set(account, "no hash"),
+        lambda client, account: client.hset(account, "level", "no number"),
+    ],
+    ids=["no hash", "no number"],
+)
+async def test_a_key_whose_account_is_broken_keeps_nobody_else_from_being_charged(
+    server: RedisProcess,
+    connection: RedisConnection,
+    levels: Levels,
+    break_account: Callable[[Any, str], object],
+) -> None:
+    others = [f"key_other_{number}" for number in range(keyspace.PARTITIONS * 4)]
+    with server.client() as client:
+        break_account(client, keyspace.account("key_broken"))
+        client.delete(*map(keyspace.account, others))
+        charges = charges_of(connection)
+        for key_id in (*others[:30], "key_broken", *others[30:]):
+            charges.add(key_id, TIER, 3)
+        assert await charges.charge()
+        assert levels(*others) == [7 * TOKEN] * len(others)
+        assert not await charges.charge()
+        client.delete(keyspace.account("key_broken"))

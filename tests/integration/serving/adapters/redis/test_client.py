@@ -17,6 +17,7 @@ from serving.adapters.redis.client import RedisConnection
 from serving.adapters.redis.scripts import Script
 from serving.errors import AccountsTrouble, AccountsUnavailable, OperatorError
 from serving.metrics import Metrics
+from tests.support.forwarder import Forwarder, forwarding
 from tests.support.ports import free_ports
 from tests.support.redis import KINDS, RedisProcess, cluster_client, program, running_cluster, running_redis
 
@@ -174,12 +175,19 @@ async def test_a_killed_redis_is_down_and_then_well_again(own_server: RedisProce
         assert await connection.run(WRITE, ["{0}"], [1]) == b"OK"
 
 
-async def test_a_redis_that_is_killed_under_a_call_is_down(own_server: RedisProcess) -> None:
-    async with connected(own_server.url) as connection:
+@pytest.fixture
+async def door(own_server: RedisProcess) -> AsyncIterator[Forwarder]:
+    """To its own server; it tells when a call is on its way."""
+    async with forwarding(own_server.port) as forwarder:
+        yield forwarder
+
+
+async def test_a_redis_that_is_killed_under_a_call_is_down(own_server: RedisProcess, door: Forwarder) -> None:
+    async with connected(door.redis_url) as connection:
         await connection.run(WRITE, ["{0}"], [1])
         own_server.freeze()
         call = asyncio.create_task(failure(connection))
-        await asyncio.sleep(0.05)  # on its way
+        await door.until_something_was_sent()
 
         own_server.kill()
 
@@ -197,9 +205,9 @@ async def test_more_calls_than_may_wait_are_turned_away(own_server: RedisProcess
     assert replies[2].reason == "slow"
 
 
-async def test_who_leaves_is_told_of_only_where_it_ran(own_server: RedisProcess) -> None:
+async def test_who_leaves_is_told_of_only_where_it_ran(own_server: RedisProcess, door: Forwarder) -> None:
     ran: list[str] = []
-    async with connected(own_server.url) as connection:
+    async with connected(door.redis_url) as connection:
         await connection.run(WRITE, ["{0}"], [0])
         own_server.freeze()
         leave = {
@@ -213,7 +221,7 @@ async def test_who_leaves_is_told_of_only_where_it_ran(own_server: RedisProcess)
         stays = asyncio.create_task(
             connection.run(ECHO, ["{0}"], [2], if_abandoned=lambda: ran.append("echo"))
         )
-        await asyncio.sleep(0.05)  # on their way
+        await door.until_something_was_sent()
         for call in left:
             call.cancel()
         own_server.thaw()
@@ -234,12 +242,12 @@ async def test_who_leaves_before_anything_is_sent_sends_nothing(
         assert await connection.run(Script("read", "return redis.call('GET', KEYS[1])"), ["{0}"]) == b"before"
 
 
-async def test_closing_fails_what_is_under_way(own_server: RedisProcess) -> None:
-    async with connected(own_server.url) as connection:
+async def test_closing_fails_what_is_under_way(own_server: RedisProcess, door: Forwarder) -> None:
+    async with connected(door.redis_url) as connection:
         await connection.run(WRITE, ["{0}"], [0])
         own_server.freeze()
         calls = [asyncio.create_task(failure(connection)) for _ in range(1000)]
-        await asyncio.sleep(0.05)  # some are on their way, the rest wait
+        await door.until_something_was_sent()  # some are on their way, the rest wait
 
         await connection.close()
 

@@ -47,7 +47,7 @@ class Listener:
     def forget_all(self) -> None:
         self._told.put_nowait(None)
 
-    def confirm(self, moment: float) -> None:
+    def confirm_published(self, moment: float) -> None:
         self._told.put_nowait(moment)
 
     async def until(self, is_last: Callable[[Event], bool]) -> list[Event]:

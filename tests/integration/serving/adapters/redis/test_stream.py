@@ -12,9 +12,10 @@ from pydantic import SecretStr
 from serving.adapters import usage_codec
 from serving.adapters.redis import keyspace
 from serving.adapters.redis.client import RedisConnection
-from serving.adapters.redis.stream import Handled, RedisUsageStream, Verdict
+from serving.adapters.redis.stream import Handled, RedisUsageStream
+from serving.domain.usage import Verdict
 from serving.errors import AccountsUnavailable
-from tests.support.metering import append, charged, connect
+from tests.support.metering import append, append_later_form, charged, connect
 from tests.support.redis import KINDS, running_cluster, running_redis
 from tests.support.usage_events import make_event
 
@@ -227,7 +228,7 @@ POISON = {
     "no JSON": {"e": b"\xff"},
     "no event's JSON": {"e": b"{}"},
     "a list": {"e": b"[]"},
-    "another form": {"e": usage_codec.encode(make_event(key_id=KEYS[0])).replace(b'"form":1', b'"form":9')},
+    "no form ever": {"e": usage_codec.encode(make_event(key_id=KEYS[0])).replace(b'"form":1', b'"form":0')},
     "text for a number": {
         "e": usage_codec.encode(make_event(key_id=KEYS[0])).replace(b'"pictures":1', b'"pictures":"1"')
     },
@@ -279,6 +280,49 @@ async def test_poison_of_a_dead_consumer_is_set_aside_too(
 
     assert (reading.entries, reading.set_aside) == ([], 1)
     assert await pending(connection) == 0
+
+
+async def test_a_later_form_waits_for_who_can_read_it(
+    connection: RedisConnection, new_stream: NewStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await append_events(connection, "before")
+    await append_later_form(connection, make_event("later", key_id=KEYS[0]))
+    await append_events(connection, "after")
+    old = new_stream("old")
+
+    reading = await old.read()
+    await old.acknowledge(handled(reading.entries))
+    again = await old.claim()
+    monkeypatch.setattr(usage_codec, "FORM", 2)
+    upgraded = await new_stream("upgraded").claim()
+
+    assert (ids_of(reading.entries), reading.later, reading.set_aside) == (["after", "before"], 1, 0)
+    assert (again.entries, again.later, again.set_aside) == ([], 1, 0)
+    assert (ids_of(upgraded.entries), upgraded.later) == (["later"], 0)
+    backlog = await old.backlog()
+    assert (backlog.entries, backlog.poison) == (1, 0)
+
+
+async def test_what_waits_for_a_newer_version_keeps_nobody_from_what_a_dead_consumer_left(
+    connection: RedisConnection, new_stream: NewStream
+) -> None:
+    """Although it is older, and more than is claimed at a time."""
+    await append_later_form(connection, *(make_event(each, key_id=KEYS[0]) for each in "abcde"))
+    await append_events(connection, "f")
+    await new_stream("dead").read()
+    stream = new_stream("two", entries_per_partition=2)
+
+    claims = [await stream.claim() for _ in range(4)]
+
+    assert [(ids_of(claim.entries), claim.later) for claim in claims] == [
+        ([], 2),
+        ([], 2),
+        (["f"], 1),
+        ([], 0),
+    ]
+    await stream.acknowledge(handled(claims[2].entries))
+    assert (await stream.claim()).later == 2  # from the oldest again
+    assert await pending(connection) == 5
 
 
 async def test_the_lag_is_the_age_of_the_oldest_entry(

@@ -116,23 +116,6 @@ async def test_what_is_known_from_elsewhere_fits_the_bucket(tokens: int, expecte
     assert (await admission.limits(principal(burst=10))).tokens == expected
 
 
-async def test_it_tells_what_it_has_let_through() -> None:
-    clock = ManualClock()
-    admission = InMemoryAdmission(clock, picture_costs=lambda: 2)
-    meter = InMemoryMeter(admission)
-    lapsing, failed, partial = [
-        await admit(admission, principal(burst=100), pictures=pictures) for pictures in (1, 2, 4)
-    ]
-    await admit(admission, principal(key_id="key_b"), pictures=3)
-
-    await admission.give_back(failed)
-    await meter.settle(event_of(partial, pictures=3), partial, ANSWER)
-    clock.advance(3600)
-    await admission.give_back(lapsing)
-
-    assert admission.admitted_pictures() == {"key_a": 1 + 3, "key_b": 3}
-
-
 async def test_it_admits_at_the_time_that_it_is_told() -> None:
     moment = datetime(2026, 2, 28, 23, 59, tzinfo=UTC)
     admission = InMemoryAdmission(ManualClock(), admitted_at=lambda: moment)

@@ -228,7 +228,12 @@ async def test_handing_over_does_not_hold_up_the_looks_nor_begin_twice(world: Wo
 
 @pytest.mark.parametrize(
     ("trouble", "falls_back"),
-    [(unavailable("full"), True), (OSError("a bad sector"), False), (RuntimeError("a mistake"), False)],
+    [
+        (unavailable("full"), True),
+        (unavailable("other"), False),
+        (OSError("a bad sector"), False),
+        (RuntimeError("a mistake"), False),
+    ],
 )
 async def test_handing_over_that_fails_is_tried_again(
     world: World, trouble: Exception, falls_back: bool
