@@ -10,7 +10,7 @@
     │   ├── PayloadTooLarge 413
     │   ├── UnsupportedMediaType 415
     │   ├── InvalidRequest 422 ── PictureUndecodable, PictureTooLarge
-    │   └── IdempotencyKeyReused 422, IdempotencyKeyInUse 409, AnswerNotKept 409
+    │   └── IdempotencyKeyReused 422, IdempotencyKeyInUse 409 ── IdempotencyKeyUnsure, AnswerNotKept 409
     ├── RefusalError              ours to refuse, the caller's to repeat later: 429 and 503
     │   ├── LimitReached 429 ── RateLimited, TooManyAtOnce, QuotaExceeded
     │   └── Overloaded 503, BackendUnavailable 503 ── VersionGone, AccountsUnavailable
@@ -201,6 +201,19 @@ class IdempotencyKeyInUse(RequestError):
 
     def __init__(self, retry_after_seconds: float) -> None:
         super().__init__("The first request with this Idempotency-Key is still in progress.")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class IdempotencyKeyUnsure(IdempotencyKeyInUse):
+    """Redis knows whether it was used before, and cannot be asked."""
+
+    title = "Idempotency-Key cannot be looked up"
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        RequestError.__init__(
+            self,
+            "Whether this Idempotency-Key came with an earlier request cannot be told now; repeat it soon.",
+        )
         self.retry_after_seconds = retry_after_seconds
 
 

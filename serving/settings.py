@@ -146,8 +146,8 @@ class Settings(BaseSettings):
     """All decoded pixels that one replica holds at a time; further pictures wait for their turn."""
 
     max_requests_in_flight: Positive = 256
-    """Requests that one replica works on at a time; the next gets a 503. An eighth is left to priorities 1 and 2,
-    and another to priority 1."""
+    """Requests that one replica works on at a time; the next gets a 503. An eighth is left to priorities 1
+    and 2, and another to priority 1."""
 
     max_batches_in_flight: Positive = 2
     """Batches per model, of one priority and those above it, that are on their way to Triton at a time; more

@@ -27,7 +27,7 @@ async def keep_running(what: str, run: Callable[[], Awaitable[None]]) -> None:
     """`run`, and again whenever it fails: what else runs beside it goes on. Ends where `run` does."""
     while True:
         try:
-            return await run()
+            await run()
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
@@ -36,6 +36,8 @@ async def keep_running(what: str, run: Callable[[], Awaitable[None]]) -> None:
             log.exception("%s failed, and begins anew", what)
             if is_cancelled():
                 return
+        else:
+            return
         await asyncio.sleep(RESTART_SECONDS)
 
 

@@ -48,6 +48,8 @@ class LedgerUsage:
             async with asyncio.timeout(TIMEOUT_SECONDS), self._places:
                 return await self._read(key_id, self._month())
         except (TimeoutError, BackendUnavailable) as error:
-            self._asks_again_at = self._clock.monotonic() + PAUSE_SECONDS
             logger.warning("what keys have used is not known, for the ledger does not say: %s", error)
-            return None
+        except Exception:
+            logger.exception("what keys have used is not known, for the ledger cannot be asked")
+        self._asks_again_at = self._clock.monotonic() + PAUSE_SECONDS
+        return None

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from serving.adapters.journal import APPEND_TIMEOUT_SECONDS
-from serving.adapters.limits import MICROSECONDS, over_quota
+from serving.adapters.limits import ASK_AGAIN_SECONDS, MICROSECONDS, over_quota
 from serving.adapters.memory.admission import InMemoryAdmission
 from serving.adapters.memory.answers import KeptAnswers
 from serving.domain.idempotency import IdempotencyKey
@@ -19,7 +19,7 @@ from serving.domain.limits import LimitState
 from serving.domain.month import Month
 from serving.domain.tenant import Principal, Tier
 from serving.domain.usage import UsageEvent
-from serving.errors import AnswerNotKept, IdempotencyKeyInUse, QuotaExceeded
+from serving.errors import AnswerNotKept, IdempotencyKeyInUse, IdempotencyKeyUnsure, QuotaExceeded
 from serving.ports import Clock, Reservation
 
 MAX_KNOWN_KEYS = 100_000
@@ -127,10 +127,16 @@ class LocalAccounts:
         lease_seconds: float,
         idempotency: IdempotencyKey | None,
     ) -> Reservation | RenderedAnswer:
-        """As the port says, but never AccountsUnavailable."""
+        """As the port says, but never AccountsUnavailable.
+
+        Raises IdempotencyKeyUnsure for an idempotency key that this process has not answered: only Redis
+        knows whether another has, and to bill it twice is worse than to have it asked again.
+        """
+        if idempotency is not None:
+            if (answer := self._find(principal.key_id, idempotency)) is not None:
+                return answer
+            raise IdempotencyKeyUnsure(ASK_AGAIN_SECONDS)
         await self._ask_ledger(principal)
-        if (answer := self._find(principal.key_id, idempotency)) is not None:
-            return answer
         self._resume(principal)
         try:
             admitted = await self._admission.admit(
@@ -143,16 +149,12 @@ class LocalAccounts:
             if refused.limits is None:
                 raise
             raise over_quota(principal.tier, pictures, refused.limits) from None  # not of the share of it
-        assert isinstance(admitted, Reservation)  # answers are not kept there, but here
-        reservation = replace(admitted, idempotency=idempotency)
-        if idempotency is not None:
-            ends_at_us = self._now_us() + round(lease_seconds * MICROSECONDS)
-            self._answers.claim(principal.key_id, idempotency, request_id, ends_at_us)
+        assert isinstance(admitted, Reservation)  # no idempotency key, no answer
         self._charges.add(principal.key_id, principal.tier, pictures)
-        self._open[principal.key_id, request_id] = reservation
+        self._open[principal.key_id, request_id] = admitted
         if len(self._open) > MAX_OPEN_RESERVATIONS:
             self._open.popitem(last=False)
-        return reservation
+        return admitted
 
     async def limits(self, principal: Principal) -> LimitState:
         await self._ask_ledger(principal)

@@ -262,12 +262,10 @@ async def test_what_was_said_wrongly_is_no_trouble_of_the_database(
         else request.getfixturevalue("postgresql").new_database(f"wrong_{time.monotonic_ns()}")
     )
     async with opened(url) as database:
-        with pytest.raises(StatementError) as caught:
+        with pytest.raises(StatementError):
             async with database.writing() as session:
                 await session.execute(text(statement), values)
         assert await database.answers()
-
-    assert not isinstance(caught.value, BackendUnavailable)
 
 
 async def test_tables_of_somebody_elses_are_trouble(postgresql: Server) -> None:

