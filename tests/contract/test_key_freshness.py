@@ -327,7 +327,7 @@ async def test_an_unpublished_revocation_counts_though_looks_hang_and_the_subscr
     postgresql: Server, clock: ManualClock
 ) -> None:
     """What Redis says of the time since is worth nothing: the revocation never went through it."""
-    async with running(postgresql.new_database("frozen"), clock) as gateway:
+    async with running(postgresql.new_database("frozen_gateway"), clock) as gateway:
         issued = await gateway.create()
         await gateway.watch.look()
         await gateway.tier_of(issued)

@@ -25,6 +25,7 @@ from serving.errors import (
     BackendUnavailable,
     IdempotencyKeyInUse,
     IdempotencyKeyReused,
+    IdempotencyKeyUnsure,
     QuotaExceeded,
     RateLimited,
 )
@@ -49,11 +50,11 @@ NOBODY = "1"
 SYNC_AT_ONCE = ("CONFIG", "SET", "repl-diskless-sync-delay", "0")
 
 
-@dataclass
 async def _nobody_knows(_key_id: str, _month: Month) -> int:
     raise BackendUnavailable
 
 
+@dataclass
 class Gateway:
     accounts: Accounts
     connection: RedisConnection
@@ -333,9 +334,16 @@ async def serve(
     admitted = await admit(gateway, request_id, pictures=pictures, idempotency=idempotency)
     if isinstance(admitted, RenderedAnswer):
         return admitted
-    event = make_event(request_id, key_id=KEY, pictures=pictures, admitted_at=admitted.admitted_at)
+    return await settle(gateway, admitted)
+
+
+async def settle(gateway: Gateway, reservation: Reservation) -> RenderedAnswer:
+    request_id = reservation.request_id
+    event = make_event(
+        request_id, key_id=KEY, pictures=reservation.pictures, admitted_at=reservation.admitted_at
+    )
     answer = RenderedAnswer(request_id.encode(), ANSWER.headers)
-    await gateway.accounts.meter.settle(event, admitted, answer)
+    await gateway.accounts.meter.settle(event, reservation, answer)
     return answer
 
 
@@ -370,20 +378,23 @@ async def test_what_was_left_of_the_quota_is_not_exceeded(place: Place) -> None:
 async def test_an_answer_is_given_again_without_redis_and_after(place: Place) -> None:
     again, other = IdempotencyKey("again", "a" * 64), IdempotencyKey("again", "b" * 64)
     gateway = await place.open_gateway(timeout_seconds=PATIENT_SECONDS)
-    before = IdempotencyKey("before", "a" * 64)
+    before, under_way = IdempotencyKey("before", "a" * 64), IdempotencyKey("under way", "a" * 64)
     await serve(gateway, "req_0", idempotency=before)
+    to_settle = await admit(gateway, "req_1", idempotency=again)
+    reservation = await admit(gateway, "req_5", idempotency=under_way)
+    assert isinstance(to_settle, Reservation)
+    assert isinstance(reservation, Reservation)
     place.server.kill()
-    assert (await serve(gateway, "req_1", idempotency=again)).body == b"req_1"
+    await settle(gateway, to_settle)
     assert (await serve(gateway, "req_2", idempotency=before)).body == b"req_0"
     repeated = await serve(gateway, "req_3", idempotency=again)
     assert (repeated.body, repeated.replayed) == (b"req_1", True)
     with pytest.raises(IdempotencyKeyReused):
         await serve(gateway, "req_4", idempotency=other)
-    under_way = IdempotencyKey("under way", "a" * 64)
-    reservation = await admit(gateway, "req_5", idempotency=under_way)
-    assert isinstance(reservation, Reservation)
     with pytest.raises(IdempotencyKeyInUse):
         await serve(gateway, "req_6", idempotency=under_way)
+    with pytest.raises(IdempotencyKeyUnsure):
+        await serve(gateway, "req_7", idempotency=IdempotencyKey("unheard of", "a" * 64))
     place.server.start()
     await gateway.back()
     assert (await serve(gateway, "req_7", idempotency=again)).body == b"req_1"
