@@ -49,6 +49,7 @@ def test_it_describes_itself_once_it_is_ready(stack: Stack) -> None:
     assert httpx.get(f"{stack.url}/readyz").json() == {
         "ready": True,
         "checks": {"keys": True, "models": True},
+        "degraded": [],
     }
     assert httpx.get(f"{described['triton_url']}/v2/health/ready").status_code == 200
     assert "visiongate_http_requests_total" in httpx.get(str(described["metrics_url"])).text
