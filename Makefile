@@ -5,7 +5,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --n
 PIP := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test chaos format bench-gateway bench-admission bench-metering bench-vision bench-export sample train constraints clean
+.PHONY: help run check test chaos format bench-gateway bench-admission bench-metering bench-priority bench-vision bench-export sample train constraints clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,9 @@ bench-admission: .venv/.dev ## What limits and bills cost of a gateway's time, a
 
 bench-metering: .venv/.dev ## The ledger's consumer over the gateways' peak; a million events
 	$(BIN)/python -m bench.metering
+
+bench-priority: .venv/.dev ## What an urgent picture waits beside a flood of others, over alone
+	$(BIN)/python -m bench.priority
 
 bench-vision: .venv-export/.export ## Letterbox and NMS over Ultralytics' own
 	.venv-export/bin/python -m bench.vision

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import cv2
 from fastapi import FastAPI
@@ -36,7 +36,7 @@ from serving.api.probes import Readiness
 from serving.budget import Budget
 from serving.clock import SystemClock
 from serving.detector import Detector, DetectorLimits
-from serving.errors import OperatorError
+from serving.errors import BackendUnavailable, OperatorError
 from serving.lanes import Lanes
 from serving.logs import log_to
 from serving.metrics import Metrics
@@ -118,6 +118,9 @@ def build(settings: Settings, *, alone: bool = False) -> FastAPI:
         await ledger.note_prices(clock.now())
 
     async def start() -> None:
+        # Now, and not under the first request. One that is down is prepared at its first use.
+        with suppress(BackendUnavailable):
+            await database.prepare()
         await accounting.start()
         await lanes.start()
 

@@ -14,7 +14,7 @@ from serving.adapters.sql.base import Table
 from serving.adapters.sql.database import Database
 from serving.adapters.sql.ledger import SqlLedger
 from tests.support.account_forms import Accounts, NewAccounts, in_memory, on_redis
-from tests.support.keys import TIERS
+from tests.support.keys import TIERS, House, memory_house, sql_house
 from tests.support.postgresql import PostgresqlServer, running_postgresql
 from tests.support.redis import KINDS, cluster_client, running_cluster, running_redis
 
@@ -84,3 +84,20 @@ async def database(ledger_url: str) -> AsyncIterator[Database]:
 @pytest.fixture
 def ledger(database: Database) -> SqlLedger:
     return SqlLedger(database, TIERS)
+
+
+@pytest.fixture(scope="session")
+def keys_postgresql_url(postgresql: PostgresqlServer) -> str:
+    return postgresql.new_database("keys")
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+async def house(request: pytest.FixtureRequest, clock: ManualClock, tmp_path: Path) -> AsyncIterator[House]:
+    """Every form of what keeps keys and lets them be changed, without any."""
+    if request.param == "memory":
+        yield memory_house(clock)
+        return
+    is_sqlite = request.param == "sqlite"
+    url = f"sqlite:///{tmp_path}/keys.db" if is_sqlite else request.getfixturevalue("keys_postgresql_url")
+    async with sql_house(url, clock) as made:
+        yield made

@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import pytest
 
 from serving.adapters.memory.clock import START, ManualClock
 from serving.domain.key_record import MAX_NAME_CHARACTERS, MAX_OVERLAP, MAX_SECRETS
 from serving.errors import KeyExpired, OperatorError, UnknownKey
-from tests.support.keys import ACTOR, House, memory_house, sql_house
-from tests.support.postgresql import PostgresqlServer
-
-
-@pytest.fixture(scope="module")
-def postgresql_url(postgresql: PostgresqlServer) -> str:
-    return postgresql.new_database("key_administration")
-
-
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
-async def house(request: pytest.FixtureRequest, clock: ManualClock, tmp_path: Path) -> AsyncIterator[House]:
-    if request.param == "memory":
-        yield memory_house(clock)
-        return
-    is_sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path}/keys.db" if is_sqlite else request.getfixturevalue("postgresql_url")
-    async with sql_house(url, clock) as made:
-        yield made
+from tests.support.keys import ACTOR, House
 
 
 async def test_at_first_there_is_nothing(house: House) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,24 +13,7 @@ from serving.adapters.sql.database import Database
 from serving.adapters.sql.key_store import SqlKeyStore
 from serving.domain.api_key import ApiKey
 from serving.errors import InternalError, KeyExpired, KeyRevoked, Unauthenticated
-from tests.support.keys import ACTOR, SERVER_SECRET, TIERS, House, memory_house, registry_of, sql_house
-from tests.support.postgresql import PostgresqlServer
-
-
-@pytest.fixture(scope="module")
-def postgresql_url(postgresql: PostgresqlServer) -> str:
-    return postgresql.new_database("key_store")
-
-
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
-async def house(request: pytest.FixtureRequest, clock: ManualClock, tmp_path: Path) -> AsyncIterator[House]:
-    if request.param == "memory":
-        yield memory_house(clock)
-        return
-    is_sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path}/keys.db" if is_sqlite else request.getfixturevalue("postgresql_url")
-    async with sql_house(url, clock) as made:
-        yield made
+from tests.support.keys import ACTOR, SERVER_SECRET, TIERS, House, registry_of
 
 
 def with_wrong_checksum(key: ApiKey) -> str:

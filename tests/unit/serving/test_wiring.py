@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,26 @@ def test_a_model_is_refused_of_which_no_answer_fits_into_a_message() -> None:
 )
 def test_only_a_loopback_address_is_surely_this_machine(address: str, expected: bool) -> None:
     assert _is_loopback(address) is expected
+
+
+async def test_a_database_that_a_newer_program_has_changed_stops_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wiring, "log_to", lambda *_, **__: None)
+    monkeypatch.setattr(wiring, "serve_metrics", lambda *_, **__: lambda: None)
+    with sqlite3.connect(tmp_path / "keys.db") as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        database.execute("INSERT INTO alembic_version VALUES ('9999_of_tomorrow')")
+    database.close()
+    settings = Settings(
+        run_directory=tmp_path,
+        database_url=f"sqlite:///{tmp_path / 'keys.db'}",
+        key_hash_secret=SecretStr("a secret that only tests use, long enough"),
+        admin_token=SecretStr("a token that only tests use"),
+        model_repository=tmp_path / "models",
+    )
+    app = wiring.build(settings, alone=True)
+
+    with pytest.raises(OperatorError, match="newer than this program"):
+        async with app.router.lifespan_context(app):
+            pytest.fail("it serves")

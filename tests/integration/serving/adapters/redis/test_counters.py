@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 
 import pytest
-from pydantic import SecretStr
 
 from serving.adapters.redis import counters as counters_module
 from serving.adapters.redis import keyspace
@@ -15,32 +13,12 @@ from serving.adapters.redis.counters import CountingLock, RedisCounters
 from serving.adapters.redis.entries import decoded
 from serving.adapters.redis.pulse import stream_id
 from serving.domain.month import Month
-from tests.support.metering import append, charge, charged, connect
-from tests.support.redis import KINDS, running_cluster, running_redis
+from tests.support.metering import append, charge, charged
 from tests.support.usage_events import make_event
 
 NOVEMBER, DECEMBER = Month(2026, 11), Month(2026, 12)
 KEY = "key_1"
 PARTITION = keyspace.partition_of(KEY)
-
-
-@pytest.fixture(scope="module", params=[*KINDS, "cluster"])
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecretStr]:
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "cluster":
-        with running_cluster(folder) as url:
-            yield url
-    else:
-        with running_redis(request.param, folder) as server:
-            yield server.url
-
-
-@pytest.fixture
-async def connection(url: SecretStr) -> AsyncIterator[RedisConnection]:
-    connection = connect(url)
-    await connection.redis.flushall()
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

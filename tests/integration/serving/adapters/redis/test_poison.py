@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from serving.adapters.redis import keyspace, poison
 from serving.adapters.redis.client import RedisConnection
 from serving.adapters.redis.poison import RedisPoison
 from serving.adapters.redis.stream import RedisUsageStream
-from tests.support.metering import append, append_later_form, connect, set_aside
-from tests.support.redis import KINDS, running_cluster, running_redis
+from tests.support.metering import append, append_later_form, set_aside
 from tests.support.usage_events import make_event
 
 KEYS = [f"key_{number}" for number in range(20)]
-
-
-@pytest.fixture(scope="module", params=[*KINDS, "cluster"])
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecretStr]:
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "cluster":
-        with running_cluster(folder) as url:
-            yield url
-    else:
-        with running_redis(request.param, folder) as server:
-            yield server.url
-
-
-@pytest.fixture
-async def connection(url: SecretStr) -> AsyncIterator[RedisConnection]:
-    connection = connect(url)
-    await connection.redis.flushall()
-    yield connection
-    await connection.close()
 
 
 async def make_poison(connection: RedisConnection, *key_ids: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,31 +16,12 @@ from serving.adapters.redis.stream import Handled, RedisUsageStream
 from serving.domain.usage import Verdict
 from serving.errors import AccountsUnavailable
 from tests.support.metering import append, append_later_form, charged, connect
-from tests.support.redis import KINDS, running_cluster, running_redis
+from tests.support.redis import running_redis
 from tests.support.usage_events import make_event
 
 KEYS = [f"key_{number}" for number in range(40)]
 
 NewStream = Callable[..., RedisUsageStream]
-
-
-@pytest.fixture(scope="module", params=[*KINDS, "cluster"])
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecretStr]:
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "cluster":
-        with running_cluster(folder) as url:
-            yield url
-    else:
-        with running_redis(request.param, folder) as server:
-            yield server.url
-
-
-@pytest.fixture
-async def connection(url: SecretStr) -> AsyncIterator[RedisConnection]:
-    connection = connect(url)
-    await connection.redis.flushall()
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture
